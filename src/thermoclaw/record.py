@@ -1,0 +1,399 @@
+"""What a run left behind: frozen columns [step, layer, quantity], the layers' names and what the run was. No torch.
+
+Everything right of the buffer (detectors, diagnosis, plots, files) reads a `Record` and nothing else, so a live run, a
+finished one and one loaded from disk are the same thing. A record file is a NumPy `.npz` with a JSON header; loading
+one executes nothing.
+
+Legend: T recorded steps, L layers.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import tempfile
+import zipfile
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from thermoclaw.quantities import LAYER_COLUMNS, RUN_COLUMNS, TABLE, Array, canonical
+
+SCHEMA_VERSION = 1
+
+SEED_CSV_COLUMNS = {
+    "layer_sigma": "sigma",
+    "layer_sigma_ema": "sigma_ema",
+    "layer_sigma_star": "sigma_star",
+    "layer_r": "r",
+    "layer_rho": "coherence",
+    "layer_lr": "lr",
+}
+EXTRA_CSV_COLUMNS = (
+    "grad_norm",
+    "param_norm",
+    "update_norm",
+    "update_ratio",
+    "grad_param_ratio",
+    "alignment",
+    "work",
+    "overshoot",
+    "norm_budget",
+    "noise",
+    "noise_share",
+    "temperature",
+    "distance",
+    "d_eS",
+    "d_iS",
+    "d_iS_wd",
+    "d_iS_momentum",
+    "d_iS_noise",
+    "R_ie",
+    "weight_decay",
+    "momentum",
+)
+SPLIT_CSV_COLUMNS = {
+    "sigma_total": "sigma",
+    "d_eS": "d_eS",
+    "d_iS": "d_iS",
+    "d_iS_wd": "d_iS_wd",
+    "d_iS_momentum": "d_iS_momentum",
+    "d_iS_noise": "d_iS_noise",
+    "R_ie": "R_ie",
+    "lr": "lr",
+    "gnorm_sq": "grad_sq",
+}
+
+
+class RecordError(ValueError):
+    """A file is not a record, or is damaged."""
+
+
+@dataclass(frozen=True)
+class LayerInfo:
+    """A module that owns parameters, as the record names it."""
+
+    name: str
+    ltype: str
+    num_params: int
+    depth: int = 0
+    param_names: tuple[str, ...] = ()
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> LayerInfo:
+        """Rebuild from `dataclasses.asdict`."""
+        return cls(
+            name=str(data["name"]),
+            ltype=str(data["ltype"]),
+            num_params=int(data["num_params"]),
+            depth=int(data.get("depth", 0)),
+            param_names=tuple(str(n) for n in data.get("param_names", ())),
+        )
+
+
+class _Columns(Mapping[str, Array]):
+    """Stored and derived columns under one roof, each derived one computed once."""
+
+    def __init__(self, stored: dict[str, Array], num_params: Array) -> None:
+        self._have = dict(stored)
+        self._have["num_params"] = num_params
+
+    def __getitem__(self, name: str) -> Array:
+        if name not in self._have:
+            quantity = TABLE[canonical(name)]
+            if quantity.derive is None:
+                raise KeyError(name)
+            values = np.asarray(quantity.derive(self), dtype=np.float64)
+            values.flags.writeable = False
+            self._have[name] = values
+        return self._have[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(TABLE)
+
+    def __len__(self) -> int:
+        return len(TABLE)
+
+
+@dataclass(frozen=True, eq=False)
+class Record:
+    """The frozen measurements of a run.
+
+    Attributes:
+        steps: recorded step numbers, counted from 1, increasing, [T]. Long runs are thinned, never cut short.
+        layers: the L layers, in model order.
+        layer_values: stored layer columns, [T, L, Q] in the order of `LAYER_COLUMNS`.
+        run_values: stored run columns, [T, R] in the order of `RUN_COLUMNS`.
+        meta: what the run was: optimizer, hyper-parameters, versions, settings, parameters that nobody optimizes.
+        events: what happened at a step: alarms raised while training, epochs, remedies.
+
+    `record["sigma"]` is a float64 array [T, L] for a layer quantity, [T] for a run quantity, by any name or alias of
+    `thermoclaw.quantities`. NaN means "not defined at that step".
+
+    Example:
+        >>> import torch, thermoclaw
+        >>> model = torch.nn.Linear(4, 2)
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> observer = thermoclaw.Observer(model, optimizer)
+        >>> loss = model(torch.ones(3, 4)).square().mean(); loss.backward(); optimizer.step()
+        >>> _ = observer.step(loss=loss)
+        >>> record = observer.record()
+        >>> record["sigma"].shape, record.layers[0].name
+        ((1, 1), '(root)')
+    """
+
+    steps: Array
+    layers: tuple[LayerInfo, ...]
+    layer_values: Array
+    run_values: Array
+    meta: dict[str, Any] = field(default_factory=dict)
+    events: tuple[dict[str, Any], ...] = ()
+    _columns: _Columns = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        num_steps, num_layers = len(self.steps), len(self.layers)
+        want_layer = (num_steps, num_layers, len(LAYER_COLUMNS))
+        want_run = (num_steps, len(RUN_COLUMNS))
+        if self.layer_values.shape != want_layer or self.run_values.shape != want_run:
+            raise RecordError(
+                f"columns do not fit: layer values {self.layer_values.shape} should be {want_layer}, "
+                f"run values {self.run_values.shape} should be {want_run}"
+            )
+        if num_steps > 1 and not np.all(np.diff(self.steps) > 0):
+            raise RecordError("step numbers must increase")
+        stored: dict[str, Array] = {"step": np.asarray(self.steps, dtype=np.float64)}
+        for i, name in enumerate(LAYER_COLUMNS):
+            stored[name] = np.asarray(self.layer_values[:, :, i], dtype=np.float64)
+        for i, name in enumerate(RUN_COLUMNS):
+            stored[name] = np.asarray(self.run_values[:, i], dtype=np.float64)
+        for values in stored.values():
+            values.flags.writeable = False
+        num_params = np.array([max(layer.num_params, 1) for layer in self.layers], dtype=np.float64)
+        object.__setattr__(self, "_columns", _Columns(stored, num_params))
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def __getitem__(self, name: str) -> Array:
+        if name in ("step", "steps"):
+            return self._columns["step"]
+        return self._columns[canonical(name)]
+
+    def __repr__(self) -> str:
+        span = f"steps {int(self.steps[0])}–{int(self.steps[-1])}" if len(self) else "no steps"
+        return f"Record({span}, {len(self)} rows, {len(self.layers)} layers, {self.optimizer})"
+
+    @property
+    def loss(self) -> Array:
+        """Training loss, [T]; NaN where none was given."""
+        return self["loss"]
+
+    @property
+    def optimizer(self) -> str:
+        """Class name of the optimizer."""
+        return str(self.meta.get("optimizer", "unknown"))
+
+    @property
+    def layer_names(self) -> list[str]:
+        """Names of the layers, in model order."""
+        return [layer.name for layer in self.layers]
+
+    @property
+    def num_steps(self) -> int:
+        """Optimizer steps that the run took, whether or not their rows were kept."""
+        return int(self.steps[-1]) if len(self) else 0
+
+    def rows(self, start: int | None = None, stop: int | None = None) -> Record:
+        """The part with start ≤ step < stop, as a record of its own."""
+        keep = np.ones(len(self), dtype=bool)
+        if start is not None:
+            keep &= self.steps >= start
+        if stop is not None:
+            keep &= self.steps < stop
+        return Record(
+            self.steps[keep],
+            self.layers,
+            self.layer_values[keep],
+            self.run_values[keep],
+            dict(self.meta),
+            tuple(e for e in self.events if stop is None or e.get("step", 0) < stop),
+        )
+
+    # -- files ------------------------------------------------------------------------------------------------------
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write the record to one `.npz` file, whole or not at all; missing folders are made.
+
+        Returns:
+            The path written (".npz" is added when the name has no suffix).
+
+        Raises:
+            OSError: the folder cannot be written; the message names it.
+        """
+        target = Path(path)
+        if target.suffix != ".npz":
+            target = target.with_name(target.name + ".npz")
+        header = {
+            "schema_version": SCHEMA_VERSION,
+            "layers": [asdict(layer) for layer in self.layers],
+            "layer_columns": LAYER_COLUMNS,
+            "run_columns": RUN_COLUMNS,
+            "meta": self.meta,
+            "events": self.events,
+        }
+        text = json.dumps(header, default=str, allow_nan=True)
+        with atomic_file(target, "wb") as handle:
+            np.savez_compressed(
+                handle,
+                header=np.frombuffer(text.encode(), dtype=np.uint8),
+                steps=np.asarray(self.steps, dtype=np.int64),
+                layer_values=self.layer_values,
+                run_values=self.run_values,
+            )
+        return target
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Record:
+        """Read a record that `save` wrote.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            RecordError: the file is no record, is damaged, or was written by a newer version.
+        """
+        source = Path(path)
+        if source.is_dir():
+            inside = sorted(source.glob("*.npz"))
+            if len(inside) != 1:
+                raise RecordError(f"{source} is a folder with {len(inside)} .npz files; name one record file")
+            source = inside[0]
+        if not source.exists():
+            raise FileNotFoundError(f"no record at {source}")
+        try:
+            with np.load(source, allow_pickle=False) as parts:
+                header = json.loads(bytes(parts["header"]).decode())
+                steps, layer_values, run_values = parts["steps"], parts["layer_values"], parts["run_values"]
+            if int(header["schema_version"]) > SCHEMA_VERSION:
+                raise RecordError(
+                    f"{source} has schema version {header['schema_version']}, this thermoclaw reads up to "
+                    f"{SCHEMA_VERSION}: upgrade thermoclaw"
+                )
+            return cls(
+                steps,
+                tuple(LayerInfo.from_json(layer) for layer in header["layers"]),
+                _fit_columns(layer_values, header["layer_columns"], LAYER_COLUMNS),
+                _fit_columns(run_values, header["run_columns"], RUN_COLUMNS),
+                dict(header["meta"]),
+                tuple(header["events"]),
+            )
+        except RecordError:
+            raise
+        except (KeyError, ValueError, TypeError, IndexError, EOFError, OSError, zipfile.BadZipFile) as error:
+            raise RecordError(
+                f"{source} is not a readable thermoclaw record ({type(error).__name__}: {error}); it may be damaged or "
+                "cut short: use another copy"
+            ) from error
+
+    def to_csv(self, path: str | os.PathLike[str]) -> Path:
+        """Write a row per step and layer, the columns of thermoclaw 0.1.6 first, new ones after them."""
+        heads = ["step", "epoch", "optimizer", "D", "rho_mean", "R_median", "E_param_dist", "loss"]
+        heads += ["layer_name", "layer_type", *SEED_CSV_COLUMNS, *EXTRA_CSV_COLUMNS]
+        per_step = [self[name] for name in ("D", "rho_mean", "R_median", "E_param_dist", "loss")]
+        per_layer = [self[name] for name in (*SEED_CSV_COLUMNS.values(), *EXTRA_CSV_COLUMNS)]
+        epochs = self["epoch"]
+
+        def lines() -> Iterator[list[Any]]:
+            for t, step in enumerate(self.steps):
+                left = [int(step), int(epochs[t]), self.optimizer, *(_cell(values[t]) for values in per_step)]
+                for i, layer in enumerate(self.layers):
+                    yield [*left, layer.name, layer.ltype, *(_cell(values[t, i]) for values in per_layer)]
+
+        return _write_csv(path, heads, lines())
+
+    def split_to_csv(self, path: str | os.PathLike[str]) -> Path:
+        """Write the entropy split, a row per step and layer, in the columns of thermoclaw 0.1.6."""
+        per_layer = [self[name] for name in SPLIT_CSV_COLUMNS.values()]
+
+        def lines() -> Iterator[list[Any]]:
+            for t, step in enumerate(self.steps):
+                for i, layer in enumerate(self.layers):
+                    yield [int(step), layer.name, layer.ltype, *(_cell(values[t, i]) for values in per_layer)]
+
+        return _write_csv(path, ["step", "layer", "ltype", *SPLIT_CSV_COLUMNS], lines())
+
+    def to_pandas(self) -> Any:
+        """A pandas DataFrame with a row per step and layer and a column per quantity (needs pandas)."""
+        try:
+            import pandas
+        except ImportError as error:
+            raise ImportError("Record.to_pandas needs pandas: pip install pandas") from error
+        num_steps, num_layers = len(self), len(self.layers)
+        data: dict[str, Any] = {"step": np.repeat(self.steps.astype(np.int64), num_layers)}
+        for name in ("layer", "ltype"):
+            labels = [layer.name if name == "layer" else layer.ltype for layer in self.layers]
+            data[name] = np.tile(np.array(labels, dtype=object), num_steps)
+        for quantity in TABLE.values():
+            values = self[quantity.name]
+            data[quantity.name] = values.ravel() if quantity.scope == "layer" else np.repeat(values, num_layers)
+        return pandas.DataFrame(data)
+
+
+def _fit_columns(values: Array, have: list[str], want: tuple[str, ...]) -> Array:
+    """Reorder a file's columns to this version's; columns the file lacks are NaN, unknown ones are dropped."""
+    if list(have) == list(want):
+        return values
+    if values.shape[-1] != len(have):
+        raise RecordError(f"{values.shape[-1]} columns of values, {len(have)} names")
+    place = {name: i for i, name in enumerate(have)}
+    missing = np.full(values.shape[:-1], np.nan, dtype=values.dtype)
+    return np.stack([values[..., place[name]] if name in place else missing for name in want], axis=-1)
+
+
+def _cell(value: float) -> Any:
+    """A number for CSV: empty where it is not defined, and all the digits it has."""
+    if value != value:
+        return ""
+    return float(value)
+
+
+def _write_csv(path: str | os.PathLike[str], heads: list[str], lines: Iterator[list[Any]]) -> Path:
+    target = Path(path)
+    with atomic_file(target, "w") as handle:
+        writer = csv.writer(handle)
+        writer.writerow(heads)
+        writer.writerows(lines)
+    return target
+
+
+class atomic_file:  # noqa: N801  (a context manager that reads like open())
+    """Open a file that appears under its name only when it was written whole."""
+
+    def __init__(self, target: str | os.PathLike[str], mode: str) -> None:
+        self._target, self._mode = Path(target), mode
+
+    def __enter__(self) -> Any:
+        folder = self._target.parent
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            fd, name = tempfile.mkstemp(dir=folder, prefix=f".{self._target.name[:40]}.", suffix=".part")
+        except OSError as error:
+            raise OSError(
+                f"cannot write {self._target}: {error.strerror or error}; choose a folder that can be written"
+            ) from error
+        self._temp = Path(name)
+        text = "b" not in self._mode
+        self._handle = os.fdopen(fd, self._mode, newline="" if text else None, encoding="utf-8" if text else None)
+        return self._handle
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        self._handle.close()
+        if kind is None:
+            umask = os.umask(0)
+            os.umask(umask)
+            os.chmod(self._temp, 0o666 & ~umask)
+            os.replace(self._temp, self._target)
+        else:
+            self._temp.unlink(missing_ok=True)
