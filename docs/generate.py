@@ -1,0 +1,100 @@
+"""Fills the generated parts of the documentation from the code, each time the pages are built.
+
+A page asks for a part with a line of its own, `<!-- generate: quantities -->`. Nothing generated is stored, so nothing
+can go stale; a name that no function here answers for fails the build.
+"""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from thermoclaw.quantities import Quantity
+
+THEORY = re.compile(r"docs: theory, ([\w -]*\w)")
+REQUEST = re.compile(r"^<!-- generate: ([\w-]+) -->$", flags=re.MULTILINE)
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """Called by MkDocs with the source of every page."""
+    return fill(markdown)
+
+
+def fill(markdown: str) -> str:
+    """The page with every requested part in place."""
+    return REQUEST.sub(lambda match: PARTS[match[1]](), markdown)
+
+
+def quantities() -> str:
+    """For each scope a table of its quantities, then a section for each."""
+    from thermoclaw.quantities import QUANTITIES
+
+    scopes = {
+        "layer": ("Per layer and step", "One value for every layer that owns parameters, at every recorded step."),
+        "run": ("Per step", "One value for the whole model at every recorded step."),
+    }
+    lines: list[str] = []
+    for scope, (title, text) in scopes.items():
+        chosen = [quantity for quantity in QUANTITIES if quantity.scope == scope]
+        rows = [(f"[`{q.name}`](#{q.name})", symbol(q), plain(q.unit), plain(q.meaning)) for q in chosen]
+        lines += [f"## {title}", "", text, "", *table(("name", "symbol", "unit", "what it tells"), rows), ""]
+        for quantity in chosen:
+            lines += [*quantity_section(quantity), ""]
+    return "\n".join(lines)
+
+
+def quantity_section(quantity: Quantity) -> list[str]:
+    """Definition, unit, other names, source and bands of one quantity."""
+    lines = [f"### `{quantity.name}` {symbol(quantity)} {{ #{quantity.name} }}", "", plain(quantity.meaning), ""]
+    lines += [f"- **Definition:** {plain(quantity.formula)}", f"- **Unit:** {plain(quantity.unit)}"]
+    if quantity.aliases:
+        lines.append("- **Also called:** " + ", ".join(f"`{alias}`" for alias in quantity.aliases))
+    lines.append(f"- **In the record:** {'stored' if quantity.stored else 'computed from stored quantities when read'}")
+    lines.append(f"- **Source:** {linked(quantity.source)}")
+    if quantity.bands:
+        rows = [(plain(band.range), plain(band.meaning)) for band in quantity.bands]
+        lines += ["", *table(("value", "reading"), rows)]
+    return lines
+
+
+def symbol(quantity: Quantity) -> str:
+    """The symbol where it says more than the name."""
+    return "" if quantity.symbol == quantity.name else plain(quantity.symbol)
+
+
+def rules() -> str:
+    """A section for every rule: what it detects, by which signal and threshold, and from which source."""
+    from thermoclaw.diagnosis.rules import RULES
+
+    rows = [(f"[`{rule.code}`](#{rule.code})", plain(rule.detects)) for rule in RULES]
+    lines = table(("code", "what it detects"), rows)
+    for rule in RULES:
+        lines += ["", f"### `{rule.code}` {{ #{rule.code} }}", "", f"{plain(rule.detects)}.", ""]
+        lines += [f"- **Looks at:** {plain(rule.signal)}", f"- **Speaks when:** {plain(rule.threshold)}"]
+        lines.append(f"- **Source:** {linked(rule.source)}")
+    return "\n".join(lines)
+
+
+def plain(text: str) -> str:
+    """Text from the code in which nothing is taken for Markdown."""
+    return re.sub(r"([\\`*_\[\]|])", r"\\\1", html.escape(text, quote=False))
+
+
+def linked(source: str) -> str:
+    """A source in which `docs: theory, the entropy split` has become a link to that section."""
+    return THEORY.sub(lambda match: f"[theory: {match[1]}](theory.md#{match[1].replace(' ', '-')})", plain(source))
+
+
+def table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> list[str]:
+    """A Markdown table of cells that are Markdown already."""
+    cells = [head, tuple("---" for _ in head), *rows]
+    return ["| " + " | ".join(row) + " |" for row in cells]
+
+
+PARTS: dict[str, Callable[[], str]] = {
+    "quantities": quantities,
+    "rules": rules,
+}
