@@ -167,7 +167,9 @@ class Record:
             raise RecordError("step numbers must increase")
         stored: dict[str, Array] = {"step": np.asarray(self.steps, dtype=np.float64)}
         for i, name in enumerate(LAYER_COLUMNS):
-            stored[name] = np.asarray(self.layer_values[:, :, i], dtype=np.float64)
+            values = np.asarray(self.layer_values[:, :, i], dtype=np.float64)
+            single = self.layer_values.dtype == np.float32 and name in ("lr", "weight_decay", "momentum")
+            stored[name] = _shortest(values) if single else values
         for i, name in enumerate(RUN_COLUMNS):
             stored[name] = np.asarray(self.run_values[:, i], dtype=np.float64)
         for values in stored.values():
@@ -339,6 +341,13 @@ class Record:
             values = self[quantity.name]
             data[quantity.name] = values.ravel() if quantity.scope == "layer" else np.repeat(values, num_layers)
         return pandas.DataFrame(data)
+
+
+def _shortest(values: Array) -> Array:
+    """Single-precision hyper-parameters as they were written: 0.01, not 0.009999999776482582."""
+    unique, place = np.unique(values, return_inverse=True)
+    texts = [float(np.format_float_positional(np.float32(v))) if np.isfinite(v) else v for v in unique]
+    return np.array(texts, dtype=np.float64)[place].reshape(values.shape)
 
 
 def _fit_columns(values: Array, have: list[str], want: tuple[str, ...]) -> Array:

@@ -1,0 +1,74 @@
+"""Attaching to an optimizer's own step hooks and detaching again, without keeping anything alive.
+
+Hooks fire inside `optimizer.step()`, so the order of `observer.step`, `zero_grad`, clipping and schedulers around it
+cannot spoil a measurement.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from torch.optim import Optimizer
+
+
+class Steps(Protocol):
+    """What hooks drive."""
+
+    def before_step(self, *, closure: bool) -> None:
+        """Called with the gradients in place, before anything moves."""
+
+    def after_step(self) -> None:
+        """Called when the parameters have moved."""
+
+
+def unwrap(optimizer: Any) -> Any:
+    """The innermost optimizer of wrappers that keep it as `.optimizer` (Accelerate, DeepSpeed, Lightning)."""
+    seen = {id(optimizer)}
+    while True:
+        inner = getattr(optimizer, "optimizer", None)
+        if inner is None or id(inner) in seen or not hasattr(inner, "param_groups") or not hasattr(inner, "step"):
+            return optimizer
+        seen.add(id(inner))
+        optimizer = inner
+
+
+def can_hook(optimizer: Any) -> bool:
+    """Whether step hooks of this object will fire."""
+    return isinstance(optimizer, Optimizer) and hasattr(optimizer, "_optimizer_step_pre_hooks")
+
+
+class Hooks:
+    """A pair of step hooks that call a target for as long as it lives."""
+
+    def __init__(self, optimizer: Any, target: Steps) -> None:
+        ref = weakref.ref(target)
+        handles: list[Any] = []
+
+        def before(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            alive = ref()
+            if alive is None:
+                _remove(handles)
+                return
+            closure = args[0] if args else kwargs.get("closure")
+            alive.before_step(closure=closure is not None)
+
+        def after(*_: Any) -> None:
+            alive = ref()
+            if alive is not None:
+                alive.after_step()
+
+        handles.append(optimizer.register_step_pre_hook(before))
+        handles.append(optimizer.register_step_post_hook(after))
+        self._remove: Callable[[], None] = lambda: _remove(handles)
+        self._finalizer = weakref.finalize(target, _remove, handles)
+
+    def remove(self) -> None:
+        """Take the hooks off the optimizer; more than once is fine."""
+        self._remove()
+
+
+def _remove(handles: list[Any]) -> None:
+    while handles:
+        handles.pop().remove()

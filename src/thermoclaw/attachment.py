@@ -1,0 +1,255 @@
+"""One measuring attachment per optimizer, shared by every observer and detector that listens to it.
+
+It guards the hot path (an unexpected error is reported once and turns measuring off; training goes on), gives rows
+their losses, keeps the events of the run, and asks the rules for alarms at fixed steps.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import platform
+import weakref
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from thermoclaw.attach import Hooks, can_hook
+from thermoclaw.diagnosis.engine import live_findings
+from thermoclaw.diagnosis.finding import Finding
+from thermoclaw.measure.hyper import read_groups
+from thermoclaw.measure.meter import Meter, Settings
+from thermoclaw.record import Record
+from thermoclaw.version import __version__
+
+logger = logging.getLogger("thermoclaw")
+
+CHECK_EVERY_EARLY, CHECK_EVERY, EARLY = 8, 32, 256
+
+_attached: weakref.WeakKeyDictionary[Any, weakref.WeakSet[Attachment]] = weakref.WeakKeyDictionary()
+
+
+def attached_to(optimizer: Any) -> list[Attachment]:
+    """The live attachments of an optimizer, the first made first."""
+    found = [a for a in _attached.get(optimizer, ()) if not a.closed]
+    return sorted(found, key=lambda a: a.number)
+
+
+def attach(
+    model: nn.Module | list[nn.Module], optimizer: Any, settings: Settings, *, strict: bool = False
+) -> Attachment:
+    """The attachment with these settings: the one already there, or a new one."""
+    for attachment in attached_to(optimizer):
+        if attachment.meter.settings == settings and attachment.model_is(model):
+            return attachment
+    return Attachment(model, optimizer, settings, strict=strict)
+
+
+class Attachment:
+    """See the module's docstring."""
+
+    _count = 0
+
+    def __init__(self, model: Any, optimizer: Any, settings: Settings, *, strict: bool) -> None:
+        Attachment._count += 1
+        self.number = Attachment._count
+        self.strict, self.closed, self.failed = strict, False, False
+        self.meter = Meter(model, optimizer, settings)
+        self.alarms: list[Finding] = []
+        self.events: list[dict[str, Any]] = []
+        self.on_alarm: list[Callable[[Finding], None]] = []
+        self.model, self._optimizer = model, optimizer
+        self._next_check = CHECK_EVERY_EARLY
+        self._losses: list[float | Tensor] = []
+        self._warned: set[str] = set()
+        self._versions = {name: p._version for name, p in self.meter.layout.unoptimized.items()}
+        self._start_versions = self._version_sum()
+        self._polls = 0
+        self._polled: set[int] = set()
+        self._missing: dict[str, bool] = {}
+        self.hooks: Hooks | None = Hooks(optimizer, self) if can_hook(optimizer) else None
+        if self.hooks is None:
+            logger.info(
+                "thermoclaw: %s has no step hooks; gradients are read at observer.step(), so call it after "
+                "optimizer.step() and before zero_grad()",
+                type(optimizer).__name__,
+            )
+        _attached.setdefault(optimizer, weakref.WeakSet()).add(self)
+
+    def model_is(self, model: Any) -> bool:
+        """Whether this attachment watches that model."""
+        return self.model is model or (isinstance(model, list) and self.model == model)
+
+    # -- the hot path -----------------------------------------------------------------------------------------------
+
+    def _guard(self, work: Callable[[], None]) -> None:
+        if self.closed or self.failed:
+            return
+        try:
+            work()
+        except Exception:
+            if self.strict:
+                raise
+            self.failed = True
+            if self.hooks is not None:
+                self.hooks.remove()
+            logger.exception(
+                "thermoclaw: measuring failed and is off from here on; training goes on. What was recorded up to "
+                "now can still be diagnosed. Please report this traceback."
+            )
+
+    def before_step(self, *, closure: bool) -> None:
+        """Hook: the optimizer is about to step."""
+        self._guard(lambda: self.meter.before_step(closure=closure))
+
+    def after_step(self) -> None:
+        """Hook: the optimizer has stepped."""
+        self._guard(self.meter.after_step)
+
+    def poll(self, caller: object) -> None:
+        """Measure at a listener's step() where hooks cannot fire; the first to come round again opens a new step."""
+        if self.hooks is None:
+            if self._polled and id(caller) not in self._polled:
+                self._polled.add(id(caller))
+                return
+            self._polled = {id(caller)}
+            self.before_step(closure=False)
+            self.after_step()
+        elif self.meter.num_rows == 0:
+            self._polls += 1
+            if self._polls >= 2 and self._version_sum() != self._start_versions:
+                self.hooks.remove()
+                self.hooks = None
+                logger.warning(
+                    "thermoclaw: the step hooks of %s do not fire although its parameters move; gradients are read at "
+                    "observer.step() from here on, so call it before zero_grad()",
+                    type(self._optimizer).__name__,
+                )
+                self.poll(caller)
+
+    def _version_sum(self) -> int:
+        return sum(p._version for unit in self.meter.layout.units for p in unit.params)
+
+    def give_loss(self, loss: Any, *, fresh: bool) -> None:
+        """Take a loss for the step just made; between two optimizer steps, losses are averaged."""
+        checked = self._check_loss(loss)
+        if checked is None:
+            return
+        self._losses.append(checked)
+        if not fresh:
+            self._losses = self._losses[-4096:]
+            return
+        losses, self._losses = self._losses, []
+        if len(losses) == 1:
+            self.meter.set_loss(losses[0])
+        elif any(isinstance(x, Tensor) for x in losses):
+            device = next(x.device for x in losses if isinstance(x, Tensor))
+            self.meter.set_loss(torch.stack([torch.as_tensor(x, device=device).float() for x in losses]).mean())
+        else:
+            self.meter.set_loss(math.fsum(float(x) for x in losses) / len(losses))
+
+    def _check_loss(self, loss: Any) -> float | Tensor | None:
+        """A scalar without a graph, or None with one message."""
+        if loss is None:
+            return None
+        if isinstance(loss, Tensor) and loss.numel() == 1:
+            return loss.detach().reshape(())
+        try:
+            if not isinstance(loss, Tensor):
+                return float(loss)
+            problem = f"a tensor of shape {tuple(loss.shape)}"
+        except (TypeError, ValueError):
+            problem = f"{type(loss).__name__}"
+        message = (
+            f"observer.step(loss=...) takes a number or a tensor with one element, not {problem}; give loss.mean() or "
+            "leave it out. This loss is not recorded."
+        )
+        if self.strict:
+            raise TypeError(message)
+        self.warn_once("loss", message)
+        return None
+
+    def warn_once(self, key: str, message: str) -> None:
+        """Log a warning the first time it comes up."""
+        if key not in self._warned:
+            self._warned.add(key)
+            logger.warning("thermoclaw: %s", message)
+
+    # -- rows to findings -------------------------------------------------------------------------------------------
+
+    def advance(self) -> None:
+        """Hand on rows that are due and let the rules look at fixed steps."""
+        self._guard(self._advance)
+
+    def _advance(self) -> None:
+        self.meter.ingest()
+        self._look_for_missing()
+        last = int(self.meter.last_step)
+        if last < self._next_check:
+            return
+        self._next_check = last + (CHECK_EVERY_EARLY if last < EARLY else CHECK_EVERY)
+        for finding in live_findings(self.record(), known=self.alarms):
+            self.alarms.append(finding)
+            self.events.append({"kind": "alarm", "step": finding.raised_step, "finding": finding.to_json()})
+            for tell in self.on_alarm:
+                tell(finding)
+
+    def _look_for_missing(self) -> None:
+        """Parameters outside the optimizer that get gradients: note them, unless somebody else moves them."""
+        if not self._versions or self.meter.num_rows < 2:
+            return
+        for name, p in self.meter.layout.unoptimized.items():
+            if p._version != self._versions.get(name, p._version):
+                self._missing[name] = False
+            elif p.grad is not None and name not in self._missing:
+                self._missing[name] = True
+
+    def catch_up(self) -> None:
+        """Hand on every row, waiting for the device."""
+        if not self.failed:
+            self._guard(lambda: void(self.meter.ingest(everything=True)))
+
+    # -- the record -------------------------------------------------------------------------------------------------
+
+    def record(self, *, start: int | None = None, stop: int | None = None) -> Record:
+        """What was handed on so far with start ≤ step < stop, as a Record."""
+        return self.meter.record(meta=self.meta(), events=tuple(self.events), start=start, stop=stop)
+
+    def meta(self) -> dict[str, Any]:
+        """What the run is."""
+        layout = self.meter.layout
+        groups: dict[str, list[int]] = {}
+        for unit in layout.units:
+            groups.setdefault(layout.layers[unit.layer].name, []).append(unit.group)
+        hypers = [h._asdict() for h in read_groups(self._optimizer)]
+        return {
+            "thermoclaw_version": __version__,
+            "torch_version": torch.__version__,
+            "python_version": platform.python_version(),
+            "optimizer": type(self._optimizer).__name__,
+            "param_groups": hypers,
+            "layer_groups": groups,
+            "settings": asdict(self.meter.settings),
+            "devices": sorted({str(unit.device) for unit in layout.units}),
+            "dtypes": sorted({str(p.dtype) for unit in layout.units for p in unit.params}),
+            "num_params": sum(layer.num_params for layer in layout.layers),
+            "num_skipped": self.meter.num_skipped,
+            "unoptimized": [name for name, idle in self._missing.items() if idle],
+            "outside_optimizer": sorted(layout.unoptimized),
+            "failed": self.failed,
+        }
+
+    def close(self) -> None:
+        """Take the hooks off; what was recorded stays readable."""
+        if not self.closed:
+            self.catch_up()
+            self.closed = True
+            if self.hooks is not None:
+                self.hooks.remove()
+
+
+def void(_: object) -> None:
+    """Turn a value into none, for a callable that must return nothing."""

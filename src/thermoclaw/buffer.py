@@ -1,0 +1,156 @@
+"""BUFFER: a ring on the device, copies to the host at a fixed lag, and a bounded history on the host.
+
+Rows leave the device in blocks. A block is copied to pinned memory, without waiting, when it is full, and is handed on
+when the next one is full: a fixed number of steps later, whatever the device's load. On the CPU there is nothing to
+copy and a full block is handed on at once.
+
+Legend: B rows a block, U units, K raw columns, T recorded steps, L layers.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from thermoclaw.quantities import LAYER_COLUMNS, RUN_COLUMNS, Array
+
+
+class DeviceRing:
+    """Two blocks of rows on a device; `push` fills, `take` yields what is due.
+
+    Args:
+        shape: of one row.
+        block: B, rows a block.
+        device, dtype: where and how rows are kept.
+    """
+
+    def __init__(self, shape: tuple[int, ...], *, block: int, device: torch.device, dtype: torch.dtype) -> None:
+        self._block = block
+        self._rows = torch.full((2 * block, *shape), float("nan"), device=device, dtype=dtype)
+        self._async = device.type == "cuda"
+        self._host = torch.empty_like(self._rows, device="cpu", pin_memory=True) if self._async else self._rows
+        self._events = [torch.cuda.Event() for _ in range(2)] if self._async else []
+        self._copied = self._taken = self._pushed = 0
+
+    def num_bytes(self) -> int:
+        """Bytes on the device."""
+        return self._rows.numel() * self._rows.element_size()
+
+    def next_row(self) -> Tensor:
+        """The row to write now; call `advance` when it is complete."""
+        return self._rows[self._pushed % (2 * self._block)]
+
+    def last_row(self) -> Tensor:
+        """The row written last."""
+        return self._rows[(self._pushed - 1) % (2 * self._block)]
+
+    def advance(self) -> None:
+        """Count the row as written."""
+        self._pushed += 1
+
+    def start_copies(self) -> None:
+        """Send every full block that was not sent yet on its way to the host."""
+        while self._pushed - self._copied >= self._block:
+            at = self._copied % (2 * self._block)
+            if self._async:
+                self._host[at : at + self._block].copy_(self._rows[at : at + self._block], non_blocking=True)
+                self._events[at // self._block].record()
+            self._copied += self._block
+
+    def due(self) -> int:
+        """How many rows `take` may hand on now without breaking the fixed lag."""
+        lag = self._block if self._async else 0
+        return max((self._copied - lag) - self._taken, 0)
+
+    def take(self, count: int) -> NDArray[np.float64]:
+        """The next `count` rows as a host array. Waits only for copies that were sent a whole block ago."""
+        parts = []
+        while count > 0:
+            at = self._taken % (2 * self._block)
+            length = min(count, self._block - at % self._block)
+            if self._async:
+                if self._taken + length <= self._copied:
+                    self._events[at // self._block].synchronize()
+                else:  # the user asked for rows that no scheduled copy has sent yet: this waits
+                    self._host[at : at + length].copy_(self._rows[at : at + length])
+            parts.append(self._host[at : at + length].to(torch.float64).numpy().copy())
+            self._taken += length
+            self._copied = max(self._copied, self._taken // self._block * self._block)
+            count -= length
+        return np.concatenate(parts) if parts else np.empty((0, *self._rows.shape[1:]))
+
+    def pending(self) -> int:
+        """Rows written and not yet taken."""
+        return self._pushed - self._taken
+
+
+class History:
+    """Rows on the host: the first ones and the recent ones in full, the middle thinned by a stride that doubles.
+
+    Args:
+        num_layers: L.
+        capacity: rows kept at most.
+        dtype: of the layer columns; single precision unless the run asks for more.
+    """
+
+    def __init__(self, num_layers: int, *, capacity: int, dtype: type = np.float32) -> None:
+        self._capacity = max(capacity, 64)
+        self._head = self._capacity // 8
+        self._recent = self._capacity // 2
+        self.stride = 1
+        self._size = 0
+        self._steps = np.zeros(self._capacity, dtype=np.int64)
+        self._layer_values = np.zeros((self._capacity, num_layers, len(LAYER_COLUMNS)), dtype=dtype)
+        self._run_values = np.zeros((self._capacity, len(RUN_COLUMNS)), dtype=np.float64)
+
+    def __len__(self) -> int:
+        return self._size
+
+    def num_bytes(self) -> int:
+        """Bytes held."""
+        return self._steps.nbytes + self._layer_values.nbytes + self._run_values.nbytes
+
+    def append(self, steps: NDArray[np.int64], layer_values: Array, run_values: Array) -> None:
+        """Add rows [B], [B, L, Q], [B, R]; thins when full."""
+        for start in range(0, len(steps), 16):
+            chunk = slice(start, start + 16)
+            count = len(steps[chunk])
+            if self._size + count > self._capacity:
+                self._thin(self._capacity - count)
+            place = slice(self._size, self._size + count)
+            self._steps[place] = steps[chunk]
+            with np.errstate(over="ignore"):
+                self._layer_values[place] = layer_values[chunk]
+            self._run_values[place] = run_values[chunk]
+            self._size += count
+
+    def _thin(self, most: int) -> None:
+        """Double the stride of the middle until at most `most` rows remain."""
+        steps = self._steps[: self._size]
+        place = np.arange(self._size)
+        keep = np.ones(self._size, dtype=bool)
+        while keep.sum() > most:
+            self.stride *= 2
+            protected = (place < self._head) | (place >= self._size - self._recent)
+            keep = protected | (steps % self.stride == 0)
+        kept = np.flatnonzero(keep)
+        self._steps[: len(kept)] = self._steps[kept]
+        self._layer_values[: len(kept)] = self._layer_values[kept]
+        self._run_values[: len(kept)] = self._run_values[kept]
+        self._size = len(kept)
+
+    def widen(self, num_layers: int) -> None:
+        """Make room for layers that joined: earlier rows of theirs are NaN."""
+        old = self._layer_values
+        if num_layers > old.shape[1]:
+            extra = np.full((self._capacity, num_layers - old.shape[1], old.shape[2]), np.nan, dtype=old.dtype)
+            self._layer_values = np.concatenate([old, extra], axis=1)
+
+    def arrays(self, *, start: int | None = None, stop: int | None = None) -> tuple[NDArray[np.int64], Array, Array]:
+        """Copies of what is held with start ≤ step < stop: steps [T], layer values [T, L, Q], run values [T, R]."""
+        steps = self._steps[: self._size]
+        first = 0 if start is None else int(np.searchsorted(steps, start))
+        last = self._size if stop is None else int(np.searchsorted(steps, stop))
+        return steps[first:last].copy(), self._layer_values[first:last].copy(), self._run_values[first:last].copy()

@@ -1,0 +1,1 @@
+"""DETECT: views of the shared buffers that each answer one question."""

@@ -1,0 +1,1 @@
+"""DIAGNOSE: rules over a Record, findings, remedies and the report. No torch."""

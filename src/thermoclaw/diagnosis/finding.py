@@ -1,0 +1,120 @@
+"""What a rule says: a finding with its evidence, and how findings are ranked and worded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from thermoclaw.diagnosis.remedies import Remedy
+from thermoclaw.record import LayerInfo
+
+CONFIDENCES = ("HIGH", "MEDIUM", "LOW")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is wrong, where, since when, why, and what to change.
+
+    Attributes:
+        code: which failure, from the catalogue in the documentation.
+        confidence: "HIGH" (act), "MEDIUM" (look), "LOW" (for information).
+        title: one clause, for plots and tables.
+        seen: what was measured, as a sentence.
+        meaning: what that implies.
+        advice: what to try.
+        source: where the signal and its threshold come from.
+        layers: names of the layers concerned, in model order; empty means the whole run.
+        first_step: the first step at which the signal held.
+        raised_step: the step at which it was certain enough to say so.
+        evidence: named quantities with their values.
+        remedy: the change as an object that can apply itself, where one exists.
+    """
+
+    code: str
+    confidence: str
+    title: str
+    seen: str
+    meaning: str
+    advice: str
+    source: str
+    first_step: int
+    raised_step: int
+    layers: tuple[str, ...] = ()
+    evidence: dict[str, float] = field(default_factory=dict)
+    remedy: Remedy | None = None
+
+    @property
+    def recommendation(self) -> str:
+        """The finding as the seed words one: "[HIGH] what was seen. What to do."."""
+        return f"[{self.confidence}] {self.seen} {self.advice}"
+
+    @property
+    def message(self) -> str:
+        """One line for a console: recommendation and the step."""
+        return f"step {self.raised_step}: {self.recommendation}"
+
+    @property
+    def severity(self) -> tuple[int, int]:
+        """Sort key: confident findings first, then early ones."""
+        return CONFIDENCES.index(self.confidence), self.first_step
+
+    def raised_at(self, step: int) -> Finding:
+        """The same finding, raised at another step."""
+        return replace(self, raised_step=step)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data; `from_json` reads it back."""
+        return {
+            "code": self.code,
+            "confidence": self.confidence,
+            "title": self.title,
+            "seen": self.seen,
+            "meaning": self.meaning,
+            "advice": self.advice,
+            "source": self.source,
+            "first_step": int(self.first_step),
+            "raised_step": int(self.raised_step),
+            "layers": list(self.layers),
+            "evidence": {k: float(v) for k, v in self.evidence.items()},
+            "remedy": self.remedy.to_json() if self.remedy else None,
+        }
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Finding:
+        """Rebuild what `to_json` wrote."""
+        remedy = Remedy.from_json(data["remedy"]) if data.get("remedy") else None
+        plain = {k: data[k] for k in ("code", "confidence", "title", "seen", "meaning", "advice", "source")}
+        if plain["confidence"] not in CONFIDENCES:
+            raise ValueError(f"unknown confidence {plain['confidence']!r}")
+        return cls(
+            **plain,
+            first_step=int(data["first_step"]),
+            raised_step=int(data["raised_step"]),
+            layers=tuple(str(name) for name in data["layers"]),
+            evidence={str(k): float(v) for k, v in data["evidence"].items()},
+            remedy=remedy,
+        )
+
+
+def describe_layers(chosen: Sequence[LayerInfo], total: int) -> str:
+    """Layers as a person groups them.
+
+    >>> describe_layers([LayerInfo("wte", "embedding", 9), LayerInfo("wpe", "embedding", 9)], 8)
+    '2 embedding layers (wte, wpe)'
+    """
+    count = len(chosen)
+    if count == 0:
+        return "no layer"
+    if count == total and count > 1:
+        return f"all {total} layers"
+    kinds: dict[str, int] = {}
+    for layer in chosen:
+        kinds[layer.ltype] = kinds.get(layer.ltype, 0) + 1
+    names = ", ".join(layer.name for layer in chosen) if count <= 3 else f"{chosen[0].name} … {chosen[-1].name}"
+    if len(kinds) == 1:
+        (kind, _), plural = next(iter(kinds.items())), "s" if count > 1 else ""
+        word = "layer" if kind == "generic" else f"{kind} layer"
+        return f"{count} {word}{plural} ({names})"
+    parts = ", ".join(f"{n} {kind}" for kind, n in sorted(kinds.items(), key=lambda item: -item[1]))
+    return f"{count} layers ({parts}: {names})"

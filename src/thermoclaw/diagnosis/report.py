@@ -1,0 +1,228 @@
+"""`diagnose`: an observer, a record or a saved one in, a report in plain English out."""
+
+from __future__ import annotations
+
+import json
+import os
+import textwrap
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from thermoclaw.diagnosis.engine import find
+from thermoclaw.diagnosis.finding import Finding
+from thermoclaw.quantities import EQUILIBRIUM_BAND, R_IE_CAP, Array
+from thermoclaw.record import Record, atomic_file
+
+_RECENT = 50
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `diagnose` found.
+
+    Attributes:
+        summary: one paragraph.
+        healthy: no finding of HIGH or MEDIUM confidence.
+        findings: ranked `Finding`s, the most urgent first.
+        recommendations: the findings as strings, "[HIGH] …".
+        equilibrium_fraction: share of layers with r inside the band over the recent steps.
+        equilibrium_layers, non_equilibrium_layers: names by their mean r over the recent steps.
+        entropy_split_available: whether the record holds the split.
+        worst_R_ie_layers: (layer, R_ie) of the five layers with most overhead, as a ratio of sums.
+        raw_stats: the numbers behind the summary.
+    """
+
+    summary: str
+    healthy: bool
+    equilibrium_fraction: float
+    equilibrium_layers: list[str]
+    non_equilibrium_layers: list[str]
+    entropy_split_available: bool
+    worst_R_ie_layers: list[tuple[str, float]]  # noqa: N815  (the seed's name)
+    recommendations: list[str]
+    raw_stats: dict[str, Any]
+    findings: list[Finding] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        lines = [self.summary, ""]
+        if not self.findings:
+            lines.append("Nothing to report: no rule found anything wrong.")
+        for number, finding in enumerate(self.findings, start=1):
+            lines += _paragraphs(number, finding)
+        return "\n".join(lines).rstrip()
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for programs."""
+        return {
+            "healthy": self.healthy,
+            "summary": self.summary,
+            "findings": [finding.to_json() for finding in self.findings],
+            "recommendations": self.recommendations,
+            "equilibrium_fraction": _finite_or_none(self.equilibrium_fraction),
+            "equilibrium_layers": self.equilibrium_layers,
+            "non_equilibrium_layers": self.non_equilibrium_layers,
+            "worst_R_ie_layers": [[name, value] for name, value in self.worst_R_ie_layers],
+            "raw_stats": {key: _finite_or_none(value) for key, value in self.raw_stats.items()},
+        }
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the report: JSON when the name ends in .json, text otherwise."""
+        as_json = str(path).endswith(".json")
+        with atomic_file(path, "w") as handle:
+            handle.write(json.dumps(self.to_json(), indent=2) if as_json else str(self))
+            handle.write("\n")
+
+
+def diagnose(
+    observer: Any, splitter: Any = None, collapse_detector: Any = None, equilibrium_band: float = EQUILIBRIUM_BAND
+) -> Report:
+    """Say what is failing, where, since when, why, and what to change.
+
+    Args:
+        observer: an `Observer` (or a detector), a `Record`, or the path of a saved record; all give the same report.
+        splitter, collapse_detector: taken for the seed's sake; their buffers are the observer's, so they add nothing.
+        equilibrium_band: a layer counts as at equilibrium while |r − 1| is at most this.
+
+    Returns:
+        A `Report`; `print` it, or read `findings`.
+
+    Raises:
+        TypeError: the argument is none of these.
+        FileNotFoundError, RecordError: a path that is no readable record.
+
+    Reading an observer waits for the device.
+
+    Example:
+        >>> import torch, thermoclaw
+        >>> model = torch.nn.Linear(4, 2)
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> observer = thermoclaw.Observer(model, optimizer)
+        >>> report = thermoclaw.diagnose(observer)
+        >>> report.healthy, report.findings
+        (True, [])
+    """
+    if not 0 < equilibrium_band < 1:
+        raise ValueError(f"equilibrium_band={equilibrium_band!r}: give a number between 0 and 1, such as 0.15")
+    record = as_record(observer)
+    findings = find(record)
+    healthy = not any(finding.confidence in ("HIGH", "MEDIUM") for finding in findings)
+    stats = _stats(record)
+    typical = _recent_mean(record["r"])
+    known = np.isfinite(typical)
+    inside = known & (np.abs(typical - 1.0) <= equilibrium_band)
+    names = np.array(record.layer_names, dtype=object)
+    fraction = float(inside.sum() / known.sum()) if known.any() else float("nan")
+    return Report(
+        summary=_summary(record, findings, healthy, fraction, stats),
+        healthy=healthy,
+        equilibrium_fraction=fraction,
+        equilibrium_layers=list(names[inside]),
+        non_equilibrium_layers=list(names[known & ~inside]),
+        entropy_split_available=bool(len(record)),
+        worst_R_ie_layers=_worst_layers(record),
+        recommendations=[finding.recommendation for finding in findings],
+        raw_stats=stats,
+        findings=findings,
+    )
+
+
+def as_record(source: Any) -> Record:
+    """The Record behind an observer, a detector, a path, or itself."""
+    if isinstance(source, Record):
+        return source
+    if isinstance(source, (str, os.PathLike)):
+        return Record.load(source)
+    record = getattr(source, "record", None)
+    if callable(record):
+        found = record()
+        if isinstance(found, Record):
+            return found
+    inner = getattr(source, "observer", None)
+    if inner is not None and inner is not source:
+        return as_record(inner)
+    raise TypeError(
+        f"diagnose takes an Observer, a Record or the path of a saved record, not {type(source).__name__}"
+    )
+
+
+def _recent_mean(values: Array) -> Array:
+    """Mean over the last rows by layer, NaN ignored."""
+    tail = values[-_RECENT:]
+    good = np.isfinite(tail)
+    count = good.sum(axis=0)
+    return np.where(count > 0, np.where(good, tail, 0.0).sum(axis=0) / np.maximum(count, 1), np.nan)
+
+
+def _worst_layers(record: Record) -> list[tuple[str, float]]:
+    """Layers by overhead per productive unit over the recent steps, worst first."""
+    internal, external = _recent_mean(record["d_iS"]), _recent_mean(record["d_eS"])
+    ratio = np.where(external > 0, internal / np.where(external > 0, external, 1.0), R_IE_CAP)
+    ratio = np.where(internal > 0, np.minimum(ratio, R_IE_CAP), 0.0)
+    order = np.argsort(-ratio, kind="stable")[:5]
+    return [(record.layers[i].name, float(ratio[i])) for i in order]
+
+
+def _stats(record: Record) -> dict[str, Any]:
+    internal, external = record["total_d_iS"], record["total_d_eS"]
+    good = np.isfinite(internal) & np.isfinite(external)
+    flow = external[good].sum()
+    finite_loss = record.loss[np.isfinite(record.loss)]
+
+    def last(name: str) -> float:
+        values = record[name][np.isfinite(record[name])]
+        return float(values[-1]) if len(values) else float("nan")
+
+    return {
+        "num_steps": record.num_steps,
+        "num_layers": len(record.layers),
+        "loss_first": float(finite_loss[0]) if len(finite_loss) else float("nan"),
+        "loss_last": float(finite_loss[-1]) if len(finite_loss) else float("nan"),
+        "D": last("D"),
+        "rho_mean": last("rho_mean"),
+        "eq_frac": last("eq_frac"),
+        "E_param_dist": last("E_param_dist"),
+        "R_ie_total": float(min(internal[good].sum() / flow, R_IE_CAP)) if flow > 0 else float("nan"),
+    }
+
+
+def _summary(record: Record, findings: list[Finding], healthy: bool, fraction: float, stats: dict[str, Any]) -> str:
+    if not len(record):
+        return f"Thermoclaw: {record.optimizer}, no optimizer step was measured yet."
+    urgent = sum(finding.confidence in ("HIGH", "MEDIUM") for finding in findings)
+    verdict = "healthy" if healthy else f"{urgent} finding{'s' if urgent != 1 else ''} to act on"
+    text = [f"Thermoclaw: {record.optimizer}, {record.num_steps} steps, {len(record.layers)} layers: {verdict}."]
+    if np.isfinite(stats["loss_first"]):
+        text.append(f"Loss {stats['loss_first']:.4g} → {stats['loss_last']:.4g}.")
+    if np.isfinite(fraction):
+        text.append(f"{fraction:.0%} of the layers work at their usual rate (r within their band).")
+    if np.isfinite(stats["R_ie_total"]):
+        text.append(f"Overhead per productive unit R_ie = {stats['R_ie_total']:.2g}.")
+    if np.isfinite(stats["rho_mean"]):
+        text.append(f"Coherence {stats['rho_mean']:.2f}.")
+    if record.meta.get("failed"):
+        text.append("Measuring stopped early after an internal error; see the log.")
+    return " ".join(text)
+
+
+def _paragraphs(number: int, finding: Finding) -> list[str]:
+    """A finding for the terminal."""
+    since = f"since step {finding.first_step}"
+    if finding.raised_step != finding.first_step:
+        since += f", certain at step {finding.raised_step}"
+    lines = [f"{number}. [{finding.confidence}] {finding.title} ({finding.code}, {since})"]
+    evidence = ", ".join(f"{name} = {value:.4g}" for name, value in finding.evidence.items())
+    parts = (("Seen", finding.seen), ("Means", finding.meaning), ("Try", finding.advice))
+    for label, text in (*parts, ("Evidence", evidence), ("Source", finding.source)):
+        if text:
+            lines.append(
+                textwrap.fill(text, width=110, initial_indent=f"   {label + ':':<10}", subsequent_indent=" " * 13)
+            )
+    if finding.remedy is not None:
+        lines.append(f"   {'Remedy:':<10}{finding.remedy.describe()}: finding.remedy.apply(optimizer)")
+    return [*lines, ""]
+
+
+def _finite_or_none(value: Any) -> Any:
+    return None if isinstance(value, float) and not np.isfinite(value) else value

@@ -1,0 +1,117 @@
+"""Causal signals that rules share: each value at a row depends on that row and earlier ones only.
+
+So a rule gives the same first step live, after the run, and on a record from disk.
+
+Legend: T rows, L layers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from thermoclaw.quantities import Array
+from thermoclaw.record import Record
+
+Mask = NDArray[np.bool_]
+
+
+def trailing_mean(values: Array, window: int) -> Array:
+    """Mean over the last `window` rows along axis 0, NaN ignored; NaN where there is nothing."""
+    good = np.isfinite(values)
+    total = np.cumsum(np.where(good, values, 0.0), axis=0, dtype=np.float64)
+    count = np.cumsum(good, axis=0)
+    if len(values) > window:
+        total[window:] = total[window:] - total[:-window]
+        count[window:] = count[window:] - count[:-window]
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+
+
+def lagged(values: Array, rows: int) -> Array:
+    """The value `rows` rows ago; the first value before that."""
+    return np.concatenate([np.repeat(values[:1], min(rows, len(values)), axis=0), values[: max(len(values) - rows, 0)]])
+
+
+def held(condition: Mask, rows: int) -> tuple[int, int] | None:
+    """(start, confirmed) of the first stretch of at least `rows` rows in which the condition holds."""
+    run = 0
+    for i, yes in enumerate(condition):
+        run = run + 1 if yes else 0
+        if run >= rows:
+            return i - run + 1, i
+    return None
+
+
+def median_over(values: Array, layers: Mask) -> Array:
+    """Median over the chosen layers, [T]; NaN ignored, NaN where there is nothing."""
+    chosen = np.where(np.isfinite(values[:, layers]), values[:, layers], np.nan)
+    if chosen.shape[1] == 0:
+        return np.full(len(values), np.nan)
+    empty = np.isnan(chosen).all(axis=1)
+    return np.where(empty, np.nan, np.nanmedian(np.where(empty[:, None], 0.0, chosen), axis=1))
+
+
+def weights_of(record: Record, *, least: int = 64) -> Mask:
+    """Layers with real weight matrices: not norms, and at least `least` parameters (all layers if none has)."""
+    big = np.array([layer.num_params >= least and layer.ltype != "layernorm" for layer in record.layers], dtype=bool)
+    if not big.any():
+        big = np.array([layer.num_params > 0 for layer in record.layers], dtype=bool)
+    return big
+
+
+@dataclass(frozen=True)
+class LossView:
+    """The loss, smoothed, with its start, its best so far, and how noisy it is from step to step, [T] each."""
+
+    smooth: Array
+    start: float
+    best: Array
+    noise: Array
+
+    @classmethod
+    def of(cls, record: Record, *, window: int = 10) -> LossView | None:
+        """None where the run has fewer than five losses."""
+        loss = record.loss
+        finite = np.flatnonzero(np.isfinite(loss))
+        if len(finite) < 5:
+            return None
+        smooth = trailing_mean(loss, window)
+        start = float(np.median(loss[finite[:3]]))
+        best = np.fmin.accumulate(np.where(np.isfinite(smooth), smooth, np.inf))
+        jumps = np.abs(np.diff(np.where(np.isfinite(loss), loss, np.nan), prepend=np.nan))
+        noise = 1.25 / np.sqrt(2.0) * trailing_mean(jumps, 50)  # mean |difference| of Gaussian noise → its deviation
+        return cls(smooth, start, best, np.where(np.isfinite(noise), noise, 0.0))
+
+    def lost(self, *, window: int = 10) -> Mask:
+        """Where the loss stands above its start, or has given back more than half of what it had gained."""
+        margin = 4.0 * self.noise / np.sqrt(window)
+        gained = np.maximum(self.start - self.best, 0.0)
+        above_start = self.smooth > self.start + margin + 0.02 * abs(self.start)
+        given_back = (self.smooth - self.best > 0.5 * gained + margin) & (gained > 2.0 * margin)
+        return np.asarray((above_start | given_back) & np.isfinite(self.smooth))
+
+    def stuck(self, *, window: int = 10) -> Mask:
+        """Where the loss never came clearly below its start."""
+        margin = 4.0 * self.noise / np.sqrt(window)
+        return np.asarray(self.start - self.best < margin + 0.01 * abs(self.start))
+
+
+def decay_rate(record: Record) -> Array:
+    """Free decay per step, κλ [T, L]: how much of the weights one step's decay takes if nothing rebuilds them.
+
+    ηλ for decoupled decay; ηλ/(1 − β₁) where decay passes through SGD's momentum; NaN for optimizers that rescale it.
+    """
+    groups = record.meta.get("param_groups") or [{}]
+    if any(group.get("adaptive") for group in groups):
+        return np.full((len(record), len(record.layers)), np.nan)
+    rate = record["lr"] * record["weight_decay"]
+    if not any(group.get("decoupled") for group in groups):
+        rate = rate / (1.0 - np.clip(record["momentum"], 0.0, 0.9999))
+    return rate
+
+
+def step_gaps(record: Record) -> Array:
+    """Steps that each row stands for, [T] (more than one where history was thinned)."""
+    return np.diff(record["step"], prepend=record["step"][:1] - 1) if len(record) else np.zeros(0)

@@ -1,0 +1,208 @@
+"""Parameters → named layers. A layer is a module that owns parameters, whatever the optimizer's groups are.
+
+Within a layer, parameters that sit in different optimizer groups (weights with decay, biases without) form *units*;
+inner products are taken per unit, so that each parameter counts with its own learning rate, decay and momentum, and
+summed to the layer on the host.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from thermoclaw.record import LayerInfo
+
+ROOT = "(root)"
+OUTSIDE = "(not in the model)"
+
+_TYPE_BY_CLASS: tuple[tuple[str, str], ...] = (
+    (r"Embedding(Bag)?$", "embedding"),
+    (r"(Layer|RMS|Batch|Group|Instance)_?Norm|Norm\dd$|Norm$", "layernorm"),
+    (r"MultiheadAttention$", "attention"),
+)
+_TYPE_BY_NAME: tuple[tuple[str, str], ...] = (
+    (r"(^|[._])(lm_head|embed_out|output_projection|head|classifier|score|unembed)([._]|$)", "lm_head"),
+    (r"(^|[._])(ln(_?[a-z0-9]+)?|(layer|rms|batch|group)?_?norm\w*|bn\d*|\w*_?layernorm|\w*_norm)([._]|$)", "layernorm"),
+    (r"(^|[._])(\w*embed\w*|wte|wpe|tok_emb|pos_emb|emb)([._]|$)", "embedding"),
+    (r"(^|[._])(\w*attn\w*|\w*attention\w*|qkv\w*|c_attn|[qkvo]_proj|query|key|value|to_[qkv]|to_out)([._]|$)", "attention"),
+    (r"(^|[._])(\w*mlp\w*|ffn?|feed_?forward|c_fc|fc\d*|dense\w*|(up|down|gate)_proj|w[123]|lin\d*)([._]|$)", "mlp"),
+)
+
+
+def detect_layer_type(name: str) -> str:
+    """The kind of layer a module or parameter name points to.
+
+    Returns:
+        "embedding", "layernorm", "attention", "mlp", "lm_head" or "generic". The innermost telling part of the name
+        decides between attention and mlp; norms and embeddings inside a block are still norms and embeddings.
+
+    Example:
+        >>> detect_layer_type("transformer.h.3.attn.c_attn.weight"), detect_layer_type("blocks.0.mlp.up_proj")
+        ('attention', 'mlp')
+    """
+    lowered = name.lower()
+    for pattern, kind in _TYPE_BY_NAME:
+        if re.search(pattern, lowered):
+            return kind
+    return "generic"
+
+
+def _module_type(name: str, module: nn.Module | None) -> str:
+    """Layer type from the module's class where that tells, from its name otherwise."""
+    if module is not None:
+        for pattern, kind in _TYPE_BY_CLASS:
+            if re.search(pattern, type(module).__name__):
+                return kind
+    return detect_layer_type(name)
+
+
+def make_param_groups(model: nn.Module, **settings: Any) -> list[dict[str, Any]]:
+    """One optimizer group a layer: a convenience for per-layer settings, never a condition of measuring.
+
+    Args:
+        model: module whose trainable parameters are grouped; tied parameters appear once, with the first owner.
+        **settings: copied into every group, for instance `lr=3e-4, weight_decay=0.01`.
+
+    Returns:
+        Groups with the keys "params", "name" and the settings, in model order.
+
+    Raises:
+        ValueError: the model has no trainable parameter.
+
+    Example:
+        >>> groups = make_param_groups(nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 2)), lr=0.1)
+        >>> [(group["name"], len(group["params"]), group["lr"]) for group in groups]
+        [('0', 2, 0.1), ('1', 2, 0.1)]
+    """
+    groups = []
+    for name, module_params in _owned_parameters(model):
+        params = [p for _, p in module_params if p.requires_grad]
+        if params:
+            groups.append({"params": params, "name": name, **settings})
+    if not groups:
+        raise ValueError("the model has no trainable parameters: nothing to put into parameter groups")
+    return groups
+
+
+def _owned_parameters(model: nn.Module) -> list[tuple[str, list[tuple[str, nn.Parameter]]]]:
+    """(module name, [(parameter name, parameter)]) of each module that owns parameters, each parameter once."""
+    seen: set[int] = set()
+    owned = []
+    for module_name, module in model.named_modules():
+        mine = []
+        for param_name, param in module.named_parameters(recurse=False):
+            if id(param) not in seen:
+                seen.add(id(param))
+                mine.append((f"{module_name}.{param_name}" if module_name else param_name, param))
+        if mine:
+            owned.append((module_name or ROOT, mine))
+    return owned
+
+
+@dataclass(frozen=True)
+class Unit:
+    """The parameters of one layer in one optimizer group, on one device."""
+
+    layer: int
+    group: int
+    device: torch.device
+    params: tuple[Tensor, ...] = field(repr=False)
+
+    @property
+    def key(self) -> tuple[int, ...]:
+        """Identity of the unit across re-bindings: the parameters it holds."""
+        return tuple(id(p) for p in self.params)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Which parameters make which layers and units, and who is missing."""
+
+    layers: tuple[LayerInfo, ...]
+    units: tuple[Unit, ...]
+    unoptimized: Mapping[str, Tensor]
+    signature: tuple[int, ...]
+
+
+def signature(optimizer: Any) -> tuple[int, ...]:
+    """Identity of everything in the optimizer's groups; changes when a group or parameter is added or replaced."""
+    return tuple(id(p) for group in optimizer.param_groups for p in group["params"])
+
+
+def lay_out(model: nn.Module | Iterable[nn.Module], optimizer: Any, *, order: tuple[str, ...] = ()) -> Layout:
+    """Match a model with an optimizer's groups.
+
+    Args:
+        model: the module, or several that one optimizer trains.
+        optimizer: anything with torch's `param_groups`.
+        order: layer names that must keep their places (those of an earlier layout); new layers follow.
+
+    Raises:
+        ValueError: no parameter at all, or none in common; the message says what to do.
+    """
+    group_of = {id(p): (i, p) for i, group in enumerate(optimizer.param_groups) for p in group["params"]}
+    usable = {k: v for k, v in group_of.items() if v[1].numel() and v[1].device.type != "meta"}
+    if not usable:
+        raise ValueError(
+            "the optimizer holds no parameters with elements: build it from model.parameters() after the model is on "
+            "its device"
+        )
+    rows: dict[str, tuple[LayerInfo, list[Tensor]]] = {}
+    unoptimized: dict[str, Tensor] = {}
+    shared = 0
+    models = [model] if isinstance(model, nn.Module) else list(model)
+    for number, part in enumerate(models):
+        modules = dict(part.named_modules())
+        for name, mine in _owned_parameters(part):
+            label = name if number == 0 or name not in rows else f"{name} (model {number + 1})"
+            held = [(n, p) for n, p in mine if id(p) in usable]
+            unoptimized.update({n: p for n, p in mine if id(p) not in group_of and p.requires_grad})
+            if held:
+                shared += len(held)
+                ltype = _module_type(name, modules.get("" if name == ROOT else name))
+                rows[label] = _row(label, ltype, held, depth=len(rows))
+    if not shared:
+        raise ValueError(
+            "model and optimizer share no parameter: pass the model whose parameters the optimizer was built from "
+            "(a model that was re-created, copied or moved after the optimizer was built has new parameters)"
+        )
+    known = {id(p) for _, params in rows.values() for p in params}
+    strays = [p for key, (_, p) in usable.items() if key not in known]
+    if strays:
+        names = [(f"stray.{i}", p) for i, p in enumerate(strays)]
+        rows[OUTSIDE] = _row(OUTSIDE, "generic", names, depth=len(rows))
+    return _assemble(rows, group_of, unoptimized, order, signature(optimizer))
+
+
+def _row(label: str, ltype: str, held: list[tuple[str, Tensor]], *, depth: int) -> tuple[LayerInfo, list[Tensor]]:
+    num_params = sum(p.numel() for _, p in held)
+    return LayerInfo(label, ltype, num_params, depth, tuple(n for n, _ in held)), [p for _, p in held]
+
+
+def _assemble(
+    rows: dict[str, tuple[LayerInfo, list[Tensor]]],
+    group_of: dict[int, tuple[int, Any]],
+    unoptimized: dict[str, Tensor],
+    order: tuple[str, ...],
+    sign: tuple[int, ...],
+) -> Layout:
+    """Fix the order of layers and cut each into units."""
+    names = [*order, *(name for name in rows if name not in order)]
+    layers: list[LayerInfo] = []
+    units: list[Unit] = []
+    for index, name in enumerate(names):
+        if name not in rows:  # a layer that left the optimizer keeps its column
+            layers.append(LayerInfo(name, detect_layer_type(name), 0, index))
+            continue
+        info, params = rows[name]
+        layers.append(LayerInfo(info.name, info.ltype, info.num_params, index, info.param_names))
+        split: dict[tuple[int, torch.device], list[Tensor]] = {}
+        for p in params:
+            split.setdefault((group_of[id(p)][0], p.device), []).append(p)
+        units += [Unit(index, group, device, tuple(held)) for (group, device), held in split.items()]
+    return Layout(tuple(layers), tuple(units), unoptimized, sign)

@@ -1,0 +1,327 @@
+"""The reference backends: torch operations on any device, by sketch or by full copies.
+
+Both read the gradients before the optimizer's step and the parameters after it and answer with one row of raw columns
+(`columns.RAW_COLUMNS`) per unit. Nothing here waits for the device. A faster backend has only to write the same rows:
+the `Backend` protocol is the seam.
+
+Legend: U units, K raw columns, p sketch size.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from thermoclaw.layers import Unit
+from thermoclaw.measure.columns import RAW, RAW_COLUMNS
+from thermoclaw.measure.sketch import Sketcher
+
+_NORM_ROW = 1024  # squared norms are summed in rows this long, then in double precision
+
+
+class Backend(Protocol):
+    """Measures the units on one device."""
+
+    device: torch.device
+
+    def read_gradients(self, *, scale: Tensor | None = None) -> None:
+        """Take in each parameter's `.grad` (divided by `scale`), before the optimizer may touch it."""
+
+    def read_parameters(self, out: Tensor, *, lrs: dict[int, Tensor], skipped: Tensor | None = None) -> None:
+        """Take in the parameters after the step and write the raw row [U, K]; `lrs` by group, where on a device."""
+
+    def num_bytes(self) -> int:
+        """Bytes held between steps."""
+
+    def adopt(self, other: Backend) -> None:
+        """Take over the memory of units that both know (after parameters were added or replaced)."""
+
+
+def flat(x: Tensor, like: Tensor) -> Tensor:
+    """A one-dimensional view of x in the memory order of `like` (a copy only where their layouts differ)."""
+    if x.is_complex():
+        x, like = torch.view_as_real(x), torch.view_as_real(like)
+    if like.is_contiguous():
+        return x.reshape(-1)
+    order = sorted(range(like.dim()), key=lambda d: (-like.stride(d), d))
+    return x.permute(order).reshape(-1)
+
+
+def flat_index(grad: Tensor) -> tuple[Tensor, Tensor]:
+    """Flat positions and values of a coalesced sparse COO gradient."""
+    indices, values = grad.indices(), grad.values()
+    sparse_dim = grad.sparse_dim()
+    position = torch.zeros_like(indices[0])
+    for d in range(sparse_dim):
+        position = position * grad.shape[d] + indices[d]
+    block = 1
+    for length in grad.shape[sparse_dim:]:
+        block *= length
+    position = (position[:, None] * block + torch.arange(block, device=position.device)).reshape(-1)
+    return position, values.reshape(-1)
+
+
+def squared_norms(tensors: list[Tensor], *, dtype: torch.dtype) -> Tensor:
+    """‖x‖² of each flat tensor, as a vector. Rows are summed in single precision, their sums in `dtype`."""
+    small = [i for i, x in enumerate(tensors) if x.numel() < 16 * _NORM_ROW]
+    result: list[Tensor | None] = [None] * len(tensors)
+    if small:
+        wide = [t if t.dtype in (torch.float32, torch.float64) else t.float() for t in (tensors[i] for i in small)]
+        norms = torch.stack([n.to(dtype) for n in torch._foreach_norm(wide)]).square()
+        for place, norm in zip(small, norms.unbind(), strict=True):
+            result[place] = norm
+    for i, x in enumerate(tensors):
+        if result[i] is None:
+            acc = torch.float64 if x.dtype == torch.float64 else torch.float32
+            cut = x.numel() - x.numel() % _NORM_ROW
+            rows = torch.linalg.vector_norm(x[:cut].view(-1, _NORM_ROW), dim=1, dtype=acc).to(dtype)
+            total = torch.dot(rows, rows)
+            if cut < x.numel():
+                total = total + torch.linalg.vector_norm(x[cut:], dtype=acc).to(dtype).square()
+            result[i] = total
+    return torch.stack([r for r in result if r is not None])
+
+
+class _Common:
+    """What both reference backends do alike: reading tensors, norms, and the fixed columns of a row."""
+
+    def __init__(self, units: list[Unit]) -> None:
+        self.units = units
+        self.device = units[0].device
+        double = any(p.dtype in (torch.float64, torch.complex128) for u in units for p in u.params)
+        self.dtype = torch.float64 if double else torch.float32
+        self.wide = torch.float32 if self.device.type == "mps" else torch.float64
+        # one entry a parameter: which unit it belongs to
+        owner = [u for u, unit in enumerate(units) for _ in unit.params]
+        self._owner = torch.tensor(owner, device=self.device)
+        self._g_g = torch.zeros(len(units), device=self.device, dtype=self.wide)
+
+    def _per_unit(self, norms: Tensor, owner: Tensor) -> Tensor:
+        return torch.zeros(len(self.units), device=self.device, dtype=self.wide).index_add_(0, owner, norms)
+
+    def _gradients(self) -> list[list[Tensor | None]]:
+        """Flat gradients by unit; sparse ones stay sparse (coalesced), missing and empty ones are None."""
+        grads: list[list[Tensor | None]] = []
+        for unit in self.units:
+            row: list[Tensor | None] = []
+            for p in unit.params:
+                g = p.grad
+                if g is None:
+                    row.append(None)
+                elif g.is_sparse:
+                    row.append(g.detach().coalesce())
+                else:
+                    row.append(flat(g.detach(), p.detach()))
+            grads.append(row)
+        return grads
+
+    def _parameters(self) -> list[list[Tensor]]:
+        return [[flat(p.detach(), p.detach()) for p in unit.params] for unit in self.units]
+
+    def _set_grad_norms(self, grads: list[list[Tensor | None]]) -> None:
+        dense, owner = [], []
+        for u, row in enumerate(grads):
+            for g in row:
+                if g is not None and g.numel():
+                    dense.append(g.values().reshape(-1) if g.is_sparse else g)
+                    owner.append(u)
+        if not dense:
+            self._g_g.zero_()
+            return
+        index = self._owner if len(owner) == len(self._owner) else torch.tensor(owner, device=self.device)
+        self._g_g = self._per_unit(squared_norms(dense, dtype=self.wide), index)
+
+    def _param_norms(self, params: list[list[Tensor]]) -> Tensor:
+        return self._per_unit(squared_norms([p for row in params for p in row], dtype=self.wide), self._owner)
+
+    def _write_lrs(self, out: Tensor, lrs: dict[int, Tensor], skipped: Tensor | None) -> None:
+        out[:, RAW["lr"]] = float("nan")
+        for u, unit in enumerate(self.units):
+            if unit.group in lrs:
+                out[u, RAW["lr"]] = lrs[unit.group].reshape(()).to(device=out.device, dtype=out.dtype)
+        out[:, RAW["skipped"]] = 0.0 if skipped is None else skipped.reshape(()).to(out.dtype)
+
+
+class SketchBackend(_Common):
+    """Norms exactly, every other product from sketches of p numbers a unit."""
+
+    # places in the state [U, slots, p]
+    _G, _D, _P, _ORIGIN, _SLOTS = 0, 4, 6, 8, 9
+
+    def __init__(self, units: list[Unit], *, size: int = 1021) -> None:
+        super().__init__(units)
+        sizes = [[p.numel() * (2 if p.is_complex() else 1) for p in unit.params] for unit in units]
+        self._sketcher = Sketcher(sizes, size=size, device=self.device, dtype=self.dtype)
+        self._state = torch.full((len(units), self._SLOTS, size), float("nan"), device=self.device, dtype=self.dtype)
+        self._now = 0
+        params = self._parameters()
+        for u, row in enumerate(params):
+            self._sketcher.sketch(u, list(row), self._state[u, self._P])
+        self._state[:, self._P + 1] = self._state[:, self._P]
+        self._state[:, self._ORIGIN] = self._state[:, self._P]
+        self._p_p = self._param_norms(params)
+
+    def num_bytes(self) -> int:
+        """Bytes held between steps."""
+        return self._state.numel() * self._state.element_size() + self._sketcher.num_bytes
+
+    def _slot(self, base: int, count: int, lag: int = 0) -> int:
+        return base + (self._now - lag) % count
+
+    def read_gradients(self, *, scale: Tensor | None = None) -> None:
+        """See `Backend`."""
+        grads = self._gradients()
+        self._set_grad_norms(grads)
+        slot = self._slot(self._G, 4)
+        for u, row in enumerate(grads):
+            out = self._state[u, slot]
+            dense = [None if g is None or g.is_sparse else g for g in row]
+            self._sketcher.sketch(u, dense, out)
+            for i, g in enumerate(row):
+                if g is not None and g.is_sparse:
+                    self._sketcher.add_sparse(u, i, *flat_index(g), out)
+        if scale is not None:
+            inverse = scale.reshape(()).to(self.device).reciprocal()
+            self._state[:, slot].mul_(inverse.to(self.dtype))
+            self._g_g.mul_(inverse.to(self.wide).square())
+
+    def read_parameters(self, out: Tensor, *, lrs: dict[int, Tensor], skipped: Tensor | None = None) -> None:
+        """See `Backend`."""
+        params = self._parameters()
+        state = self._state
+        now, before = self._slot(self._P, 2), self._slot(self._P, 2, 1)
+        # the slot of θ two steps ago takes θ now; Δ is formed from the two
+        for u, row in enumerate(params):
+            self._sketcher.sketch(u, list(row), state[u, now])
+        delta = self._slot(self._D, 2)
+        torch.sub(state[:, now], state[:, before], out=state[:, delta])
+        grad = state[:, self._slot(self._G, 4)]
+        with_grad = torch.matmul(state, grad.unsqueeze(-1)).squeeze(-1).to(self.wide)
+        drift = state[:, now] - state[:, self._ORIGIN]
+        step = state[:, delta]
+
+        out[:, RAW["g_g"]] = self._g_g
+        out[:, RAW["p_p"]] = self._param_norms(params)
+        for name, slot in (
+            ("gs_gs", self._slot(self._G, 4)),
+            ("g_g1", self._slot(self._G, 4, 1)),
+            ("g_g2", self._slot(self._G, 4, 2)),
+            ("g_g3", self._slot(self._G, 4, 3)),
+            ("g_d", delta),
+            ("g_d1", self._slot(self._D, 2, 1)),
+            ("g_p", before),
+        ):
+            out[:, RAW[name]] = with_grad[:, slot]
+        out[:, RAW["d_d"]] = (step * step).sum(1).to(self.wide)
+        old = state[:, before]
+        out[:, RAW["d_p"]] = (step * old).sum(1).to(self.wide)
+        out[:, RAW["ps_ps"]] = (old * old).sum(1).to(self.wide)
+        out[:, RAW["f_f"]] = (drift * drift).sum(1).to(self.wide)
+        self._write_lrs(out, lrs, skipped)
+        self._now += 1
+
+    def adopt(self, other: Backend) -> None:
+        """See `Backend`."""
+        if not isinstance(other, SketchBackend) or other._sketcher.size != self._sketcher.size:
+            return
+        place = {unit.key: u for u, unit in enumerate(other.units)}
+        self._now = other._now
+        last = self._slot(self._P, 2, 1)
+        for u, unit in enumerate(self.units):
+            if unit.key in place:
+                self._state[u] = other._state[place[unit.key]]
+            else:
+                self._state[u, last] = self._state[u, self._ORIGIN]
+
+
+class ExactBackend(_Common):
+    """Full copies and double-precision sums: the oracle of the tests, and a choice for research on small models.
+
+    Holds nine copies of the model.
+    """
+
+    def __init__(self, units: list[Unit]) -> None:
+        super().__init__(units)
+        self._history: list[list[Tensor]] = []  # gradients, newest first, at most four
+        self._steps: list[list[Tensor]] = []  # updates, newest first, at most two
+        self._before = self._wide_parameters()
+        self._origin = [x.clone() for x in self._before]
+
+    def num_bytes(self) -> int:
+        """Bytes held between steps."""
+        held = [self._before, self._origin, *self._history, *self._steps]
+        return sum(x.numel() * x.element_size() for row in held for x in row)
+
+    def _wide_parameters(self) -> list[Tensor]:
+        return [torch.cat([p.to(self.wide) for p in row]) for row in self._parameters()]
+
+    def read_gradients(self, *, scale: Tensor | None = None) -> None:
+        """See `Backend`."""
+        rows = []
+        for unit, row in zip(self.units, self._gradients(), strict=True):
+            parts = []
+            for p, g in zip(unit.params, row, strict=True):
+                count = p.numel() * (2 if p.is_complex() else 1)
+                if g is None:
+                    parts.append(torch.zeros(count, device=self.device, dtype=self.wide))
+                else:
+                    parts.append((g.to_dense().reshape(-1) if g.is_sparse else g).to(self.wide))
+            x = torch.cat(parts)
+            rows.append(x if scale is None else x / scale.reshape(()).to(device=x.device, dtype=x.dtype))
+        self._history = [rows, *self._history[:3]]
+
+    def read_parameters(self, out: Tensor, *, lrs: dict[int, Tensor], skipped: Tensor | None = None) -> None:
+        """See `Backend`."""
+        after = self._wide_parameters()
+        self._steps = [[x - y for x, y in zip(after, self._before, strict=True)], *self._steps[:1]]
+        out.fill_(float("nan"))
+        for u in range(len(self.units)):
+            g, step, before = self._history[0][u], self._steps[0][u], self._before[u]
+            products = {
+                "g_g": (g, g),
+                "gs_gs": (g, g),
+                "p_p": (after[u], after[u]),
+                "g_d": (g, step),
+                "g_p": (g, before),
+                "d_d": (step, step),
+                "d_p": (step, before),
+                "ps_ps": (before, before),
+                "f_f": (after[u] - self._origin[u],) * 2,
+            }
+            for lag in (1, 2, 3):
+                if len(self._history) > lag:
+                    products[f"g_g{lag}"] = (g, self._history[lag][u])
+            if len(self._steps) > 1:
+                products["g_d1"] = (g, self._steps[1][u])
+            for name, (x, y) in products.items():
+                out[u, RAW[name]] = torch.dot(x, y)
+        self._before = after
+        self._write_lrs(out, lrs, skipped)
+
+    def adopt(self, other: Backend) -> None:
+        """See `Backend`."""
+        if not isinstance(other, ExactBackend):
+            return
+        place = {unit.key: u for u, unit in enumerate(other.units)}
+
+        def taken(old: list[Tensor], fresh: list[Tensor]) -> list[Tensor]:
+            return [old[place[unit.key]] if unit.key in place else x for unit, x in zip(self.units, fresh, strict=True)]
+
+        nothing = [torch.full_like(x, float("nan")) for x in self._origin]
+        self._history = [taken(row, nothing) for row in other._history]
+        self._steps = [taken(row, nothing) for row in other._steps]
+        self._before, self._origin = taken(other._before, self._before), taken(other._origin, self._origin)
+
+
+def make_backend(units: list[Unit], *, mode: str, size: int) -> Backend:
+    """The backend for a mode: "sketch" or "exact"."""
+    if mode == "exact":
+        return ExactBackend(units)
+    return SketchBackend(units, size=size)
+
+
+def empty_row(num_units: int, *, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """A raw row of NaN, [U, K]."""
+    return torch.full((num_units, len(RAW_COLUMNS)), float("nan"), device=device, dtype=dtype)

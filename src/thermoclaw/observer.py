@@ -1,0 +1,353 @@
+"""The observer: what a user makes once, steps in the loop, and diagnoses at the end."""
+
+from __future__ import annotations
+
+import math
+import os
+import weakref
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from thermoclaw.attach import unwrap
+from thermoclaw.attachment import Attachment, attach, attached_to
+from thermoclaw.diagnosis.finding import Finding
+from thermoclaw.measure.meter import Settings
+from thermoclaw.measure.sketch import SIZES
+from thermoclaw.record import Record
+from thermoclaw.snapshot import Snapshot, StepHistory, snapshot_dict
+
+_REFUSED = {
+    "alpha": "σ* is the plain running median now, so a steady layer has r = 1; drop alpha, and widen the band with "
+    "diagnose(..., equilibrium_band=) if you need to",
+    "calib_start": "the baseline is running from the first step; drop calib_start",
+}
+
+
+def check_pair(model: Any, optimizer: Any) -> Any:
+    """The innermost optimizer, after checking that both arguments are what they should be."""
+    models = model if isinstance(model, (list, tuple)) else [model]
+    if not models or not all(isinstance(m, nn.Module) for m in models):
+        raise TypeError(
+            f"the first argument is the model (an nn.Module, or a list of them), not {type(model).__name__}: "
+            "Observer(model, optimizer)"
+        )
+    inner = unwrap(optimizer)
+    if not hasattr(inner, "param_groups") or not callable(getattr(inner, "step", None)):
+        raise TypeError(
+            f"the second argument is the optimizer (with param_groups and step()), not {type(optimizer).__name__}: "
+            "Observer(model, optimizer)"
+        )
+    return inner
+
+
+class Observer:
+    """Measures every step of an optimizer, layer by layer, without touching the training.
+
+    Args:
+        model: the module whose parameters the optimizer trains, or a list of modules.
+        optimizer: any `torch.optim.Optimizer`, or a wrapper that keeps one as `.optimizer`.
+        mode: "sketch" (kilobytes a layer; exact for layers of at most `sketch_size` elements) or "exact" (nine copies
+            of the model, double precision; for research on small models).
+        every: keep one row in this many steps; every step is measured. `log_every` is the seed's name for it.
+        sketch_size: numbers kept per layer and vector, one of 251, 509, 1021, 2039, 4093. The cosine of two vectors has
+            a standard deviation of about 1/√sketch_size.
+        lag: rows a block; values reach the host, and the rules, in blocks of this many steps.
+        history_bytes: host memory for the recorded rows; when it is full the middle of the run is thinned.
+        sigma_window_size: steps in the running median behind `r`.
+        strict: raise errors of the measurement instead of logging them once and switching off.
+        alpha, calib_start: keywords of thermoclaw 0.1.6 that have no meaning any more; other values than the defaults
+            are refused.
+
+    Raises:
+        TypeError: an argument is not a model or not an optimizer.
+        ValueError: they share no parameter, or a setting is out of range.
+
+    Attaching reads each parameter once and may wait for the device; `step` never does.
+
+    Example:
+        >>> import torch, thermoclaw
+        >>> model = torch.nn.Linear(4, 2)
+        >>> optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+        >>> observer = thermoclaw.Observer(model, optimizer)
+        >>> for _ in range(3):
+        ...     loss = model(torch.ones(8, 4)).square().mean()
+        ...     loss.backward()
+        ...     optimizer.step()
+        ...     snapshot = observer.step(loss=loss)
+        ...     optimizer.zero_grad()
+        >>> snapshot["step"], [layer["name"] for layer in snapshot["layers"]]
+        (3, ['(root)'])
+    """
+
+    def __init__(
+        self,
+        model: nn.Module | Sequence[nn.Module],
+        optimizer: Any,
+        log_every: int | None = None,
+        alpha: float | None = None,
+        sigma_window_size: int = 200,
+        calib_start: int | None = None,
+        *,
+        mode: str = "sketch",
+        every: int = 1,
+        sketch_size: int = 1021,
+        lag: int = 8,
+        history_bytes: int = 16 << 20,
+        strict: bool = False,
+    ) -> None:
+        for name, value, default in (("alpha", alpha, 1.2), ("calib_start", calib_start, 200)):
+            if value is not None and value != default:
+                raise ValueError(f"{name}={value!r} is not supported: {_REFUSED[name]}")
+        every = log_every if log_every is not None else every
+        _check_choice("mode", mode, ("sketch", "exact"))
+        _check_choice("sketch_size", sketch_size, SIZES)
+        _check_at_least("every", every, 1)
+        _check_at_least("lag", lag, 1)
+        _check_at_least("sigma_window_size", sigma_window_size, 4)
+        _check_at_least("history_bytes", history_bytes, 0)
+        inner = check_pair(model, optimizer)
+        settings = Settings(mode, sketch_size, every, lag, history_bytes, sigma_window_size)
+        if isinstance(model, (list, tuple)):
+            model = list(model)
+        self._attachment: Attachment = attach(model, inner, settings, strict=strict)
+        self.model = model
+        self.optimizer = optimizer
+        self._seen_rows = self._attachment.meter.num_rows
+        self._epoch_history: list[dict[str, Any]] = []
+        self._epoch_start = 0
+
+    @classmethod
+    def of(cls, model: Any, optimizer: Any) -> Observer:
+        """An observer that shares what is already attached to the optimizer, or a new one."""
+        inner = check_pair(model, optimizer)
+        for attachment in attached_to(inner):
+            if attachment.model_is(model):
+                observer = cls.__new__(cls)
+                observer._attachment, observer.model, observer.optimizer = attachment, model, optimizer
+                observer._seen_rows = attachment.meter.num_rows
+                observer._epoch_history, observer._epoch_start = [], 0
+                return observer
+        return cls(model, optimizer)
+
+    # -- in the loop ------------------------------------------------------------------------------------------------
+
+    def step(self, loss: float | Tensor | None = None) -> Snapshot:
+        """Note the loss of the step just made and hand on what is due.
+
+        Args:
+            loss: a number or a one-element tensor; a tensor stays on its device and is not waited for. Losses given
+                between two optimizer steps (gradient accumulation) are averaged.
+
+        Returns:
+            A read-only mapping with the keys step, epoch, optimizer, D, rho_mean, R_median, E_param_dist, loss and
+            layers. Looking into it waits for the device; making it does not.
+        """
+        attachment = self._attachment
+        attachment.poll(self)
+        rows = attachment.meter.num_rows
+        attachment.give_loss(loss, fresh=rows > self._seen_rows)
+        self._seen_rows = rows
+        attachment.advance()
+        me = weakref.ref(self)
+        return Snapshot(lambda: _read_row(me(), rows))
+
+    def listen(self, listener: object) -> int:
+        """For detectors: hand on what is due without a loss; returns the number of the last measured row."""
+        self._attachment.poll(listener)
+        self._attachment.advance()
+        return self._attachment.meter.num_rows
+
+    def rows_on_host(self) -> int:
+        """For detectors: the last step that has reached the host. Never waits."""
+        return self._attachment.meter.last_step
+
+    def record_on_host(self, *, start: int | None = None) -> Record:
+        """For detectors: what has reached the host, from step `start` on. Never waits."""
+        return self._attachment.record(start=start)
+
+    def row_record(self, row: int) -> tuple[Record, int]:
+        """For snapshots: a short record with the measured row in it, and its place there. Waits for the device.
+
+        Raises:
+            LookupError: nothing was measured yet, or the row was thinned away long ago.
+        """
+        attachment = self._attachment
+        attachment.catch_up()
+        step = attachment.meter.step_of(row)
+        record = attachment.record(start=step, stop=step + 1)
+        if not len(record):
+            if not attachment.meter.last_step:
+                raise LookupError("no optimizer step was measured yet: call step() after optimizer.step()")
+            raise LookupError(f"step {step} was thinned from the history, or not kept (every=): read snapshots earlier")
+        return record, 0
+
+    def epoch_end(self, val_acc: float | None = None, val_loss: float | None = None) -> dict[str, Any]:
+        """Close an epoch: means over its steps, with validation figures if there are any."""
+        record = self.record()
+        part = record.rows(start=self._epoch_start + 1)
+        self._epoch_start = record.num_steps
+        self._attachment.meter.epoch += 1
+        entry = {
+            "epoch": self._attachment.meter.epoch,
+            "optimizer": record.optimizer,
+            "mean_D": _mean(part["D"]),
+            "mean_rho": _mean(part["rho_mean"]),
+            "mean_R": _mean(part["R_median"]),
+            "E_param_dist": _last(part["E_param_dist"]),
+            "val_acc": val_acc,
+            "val_loss": val_loss,
+        }
+        self._epoch_history.append(entry)
+        self._attachment.events.append({"kind": "epoch", "step": record.num_steps, **entry})
+        return entry
+
+    @property
+    def alarms(self) -> list[Finding]:
+        """Findings raised so far while training, the oldest first. Rules look every 8 steps, later every 32."""
+        return list(self._attachment.alarms)
+
+    def on_alarm(self, tell: Callable[[Finding], None]) -> None:
+        """Call `tell(finding)` when a finding is raised while training."""
+        self._attachment.on_alarm.append(tell)
+
+    # -- afterwards -------------------------------------------------------------------------------------------------
+
+    def record(self) -> Record:
+        """Everything measured so far, as a frozen `Record`. Waits for the device."""
+        self._attachment.catch_up()
+        return self._attachment.record()
+
+    @property
+    def global_step(self) -> int:
+        """Optimizer steps measured so far."""
+        return self._attachment.meter.num_rows - self._attachment.meter.num_skipped
+
+    @property
+    def step_history(self) -> StepHistory:
+        """The recorded steps as a sequence of the seed's dictionaries."""
+        return StepHistory(self.record())
+
+    history = step_history
+
+    @property
+    def epoch_history(self) -> list[dict[str, Any]]:
+        """What `epoch_end` returned, in order."""
+        return list(self._epoch_history)
+
+    def summary(self) -> dict[str, Any]:
+        """Means and last values of the run quantities."""
+        record = self.record()
+        return {
+            "n_steps": record.num_steps,
+            "optimizer": record.optimizer,
+            "D_mean": _mean(record["D"]),
+            "D_final": _last(record["D"]),
+            "rho_mean": _mean(record["rho_mean"]),
+            "R_median_mean": _mean(record["R_median"]),
+            "R_median_final": _last(record["R_median"]),
+            "R_ie_total": _ratio_of_sums(record),
+            "E_final": _last(record["E_param_dist"]),
+            "loss_mean": _mean(record.loss),
+            "loss_final": _last(record.loss),
+            "eq_frac_mean": _mean(record["eq_frac"]),
+            "eq_frac_final": _last(record["eq_frac"]),
+        }
+
+    def to_csv(self, path: str | os.PathLike[str]) -> None:
+        """Write a row per step and layer; the columns of thermoclaw 0.1.6 come first."""
+        self.record().to_csv(path)
+
+    export_csv = to_csv
+
+    def save(self, path: str | os.PathLike[str]) -> Any:
+        """Save the record; returns the path. `diagnose(path)` reads it back."""
+        return self.record().save(path)
+
+    def plot_dashboard(self, save_path: str | os.PathLike[str] | None = None, show: bool | None = None) -> Any:
+        """Draw the eight-panel dashboard with the findings marked (needs the extra `viz`).
+
+        Args:
+            save_path: picture to write; no window is opened then.
+            show: open a window; by default only when there is no `save_path`.
+        """
+        from thermoclaw.diagnosis.engine import find
+        from thermoclaw.report.plots import plot_dashboard
+
+        record = self.record()
+        return plot_dashboard(record, findings=find(record), save_path=save_path, show=show)
+
+    @staticmethod
+    def compare(
+        observers: Sequence[Observer | Record], save_path: str | os.PathLike[str] | None = None, show: bool | None = None
+    ) -> Any:
+        """Draw several runs side by side (needs the extra `viz`)."""
+        from thermoclaw.report.plots import compare
+
+        records = [o.record() if isinstance(o, Observer) else o for o in observers]
+        return compare(records, save_path=save_path, show=show)
+
+    def close(self) -> None:
+        """Detach from the optimizer; what was recorded stays readable."""
+        self._attachment.close()
+
+    def __enter__(self) -> Observer:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        meter = self._attachment.meter
+        state = "off after an error" if self._attachment.failed else "closed" if self._attachment.closed else "on"
+        name = type(unwrap(self.optimizer)).__name__
+        return f"Observer({name}, {len(meter.layout.layers)} layers, {self.global_step} steps, {state})"
+
+
+def observer_for(first: Any, optimizer: Any, observer: Any, *, who: str) -> Observer:
+    """The observer a detector listens to: `Who(observer)`, `Who(model, optimizer)` or `Who(model, optimizer, observer)`."""
+    for candidate in (first, optimizer, observer):
+        if isinstance(candidate, Observer):
+            return candidate
+    if optimizer is None:
+        raise TypeError(f"{who} takes an Observer, or a model and its optimizer: {who}(observer) or {who}(model, optimizer)")
+    return Observer.of(first, optimizer)
+
+
+def _read_row(observer: Observer | None, row: int) -> dict[str, Any]:
+    if observer is None:
+        raise RuntimeError("the observer of this snapshot is gone; read a snapshot while its observer lives")
+    return snapshot_dict(*observer.row_record(row))
+
+
+def _finite(values: Any) -> Any:
+    return values[np.isfinite(values)]
+
+
+def _mean(values: Any) -> float | None:
+    good = _finite(values)
+    return float(good.mean()) if len(good) else None
+
+
+def _last(values: Any) -> float | None:
+    return float(values[-1]) if len(values) and math.isfinite(values[-1]) else None
+
+
+def _ratio_of_sums(record: Record) -> float | None:
+    internal, external = _finite(record["total_d_iS"]).sum(), _finite(record["total_d_eS"]).sum()
+    return float(internal / external) if external > 0 else None
+
+
+def _check_choice(name: str, value: Any, choices: Sequence[Any]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name}={value!r}: choose one of {', '.join(map(str, choices))}")
+
+
+def _check_at_least(name: str, value: Any, least: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ValueError(f"{name}={value!r}: give a whole number of at least {least}")

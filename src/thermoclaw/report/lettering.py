@@ -1,0 +1,121 @@
+"""Names and numbers as a picture can carry them: safe for matplotlib, cut to the room there is, rounded."""
+
+from __future__ import annotations
+
+import functools
+import math
+import unicodedata
+from collections.abc import Sequence
+
+from thermoclaw.report.style import FONT, TextPath, font_manager, house_style
+
+
+@functools.cache
+def _glyphs() -> frozenset[int]:
+    """The characters that the house font can draw."""
+    return frozenset(font_manager.get_font(font_manager.findfont(FONT)).get_charmap())
+
+
+@functools.lru_cache(maxsize=4096)
+def _char_width(char: str) -> float:
+    """Width of a character in units of the font size."""
+    pair = "\\$" if char == "$" else char
+    with house_style():
+        spaced = TextPath((0, 0), f"n{pair}n", size=100).get_extents().width
+        return float(spaced - TextPath((0, 0), "nn", size=100).get_extents().width) / 100
+
+
+def text_width(text: str, size: float) -> float:
+    """Width of a text in points."""
+    return size * sum(_char_width(char) for char in text)
+
+
+def plain(text: object) -> str:
+    """Any text as one line of characters that the house font has; the others become "·"."""
+    known = _glyphs()
+    shown = (
+        c if ord(c) in known and unicodedata.category(c)[0] not in "CZ" else " " if c.isspace() else "·"
+        for c in unicodedata.normalize("NFC", str(text)[:2000])
+    )  # fmt: skip
+    return " ".join("".join(shown).split())
+
+
+def clean(text: object, *, width: float = math.inf, size: float = 9.0, cut_end: bool = False) -> str:
+    r"""Any text as matplotlib can draw it: one line, no control or unknown characters, `$` literal, cut to fit.
+
+    Args:
+        text: whatever a user named a layer or a run.
+        width: room in points; longer text loses its middle to "…", and keeps more of its end than of its beginning.
+        size: font size in points.
+        cut_end: cut a sentence at its end instead.
+
+    Returns:
+        The text, escaped for matplotlib.
+
+    Example:
+        >>> print(clean("w$1$\n_a"), clean("transformer.h.11.attn.c_attn", width=100))
+        w\$1\$ _a transf…attn.c_attn
+    """
+    whole = short = plain(text)
+    for kept in range(len(whole) - 1, -1, -1):
+        if text_width(short, size) <= width:
+            break
+        head = kept if cut_end else (2 * kept) // 5
+        short = whole[:head] + "…" + whole[len(whole) - (kept - head) :]
+    return short.replace("$", r"\$")
+
+
+def short_names(names: Sequence[str], *, width: float, size: float) -> list[str]:
+    """Layer names in the room that there is: a beginning that most share goes first, then the middle.
+
+    Args:
+        names: the layers' names.
+        width: room in points.
+        size: font size in points.
+
+    Returns:
+        The names, escaped for matplotlib, in the same order.
+
+    Example:
+        >>> short_names(["gpt.h.0.attn.c_attn", "gpt.h.1.attn.c_attn", "head"], width=80, size=8)
+        ['…h.0.attn.c_attn', '…h.1.attn.c_attn', 'head']
+    """
+    shown = [plain(name) or "(unnamed)" for name in names]
+    while True:
+        heads = [name.removeprefix("…").split(".", 1)[0] for name in shown if "." in name]
+        if not heads or max(text_width(name, size) for name in shown) <= width:
+            break
+        common = max(dict.fromkeys(heads), key=heads.count)
+        cut = {name: "…" + name.removeprefix("…").split(".", 1)[1] for name in shown if _begins(name, common)}
+        if len(cut) <= len(shown) / 2 or len({cut.get(name, name) for name in shown}) < len(set(shown)):
+            break
+        shown = [cut.get(name, name) for name in shown]
+    return [clean(name, width=width, size=size) for name in shown]
+
+
+def _begins(name: str, head: str) -> bool:
+    return name.removeprefix("…").startswith(head + ".")
+
+
+_SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+def number(value: float) -> str:
+    """A number in three significant digits, with a power of ten where it needs one.
+
+    Example:
+        >>> number(0.25), number(1e-7), number(float("nan"))
+        ('0.25', '10⁻⁷', '–')
+    """
+    if math.isnan(value):
+        return "–"
+    if math.isinf(value):
+        return "∞" if value > 0 else "−∞"
+    if value == 0:
+        return "0"
+    if 1e-3 <= abs(value) < 1e4:
+        return f"{value:.3g}".replace("-", "−") if abs(value) < 1000 else f"{value:,.0f}".replace("-", "−")
+    mantissa, exponent = f"{value:.1e}".split("e")
+    power = "10" + str(int(exponent)).translate(_SUPERSCRIPT)
+    lead = mantissa.removesuffix(".0").replace("-", "−")
+    return power if lead == "1" else f"{lead}·{power}"
