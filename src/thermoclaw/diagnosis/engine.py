@@ -19,6 +19,7 @@ _EXPLAINS = {
     "momentum_too_high": ("plateau", "lr_too_high"),
     "no_gradient": ("frozen_layers", "plateau", "vanishing_gradients"),
     "exploding_gradients": ("plateau",),
+    "vanishing_gradients": ("frozen_layers", "plateau"),
 }
 
 

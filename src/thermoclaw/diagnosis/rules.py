@@ -16,6 +16,7 @@ from thermoclaw.diagnosis.remedies import Remedy
 from thermoclaw.diagnosis.signals import (
     LossView,
     Mask,
+    decay_pull,
     decay_rate,
     held,
     median_over,
@@ -115,6 +116,13 @@ DECAY_DROP = 0.15
 DECAY_RATE_HIGH, DECAY_RATE_MEDIUM = 1e-2, 1e-3
 DECAY_UNOPPOSED = 0.5
 DECAY_PULL = 0.25
+DECAY_UNUSUAL, DECAY_UNUSUAL_COUPLED = 0.3, 5e-3
+
+
+def _unusual_decay(record: Record) -> float:
+    """Decay beyond every usual recipe; below it, fast erosion is the learning rate's doing."""
+    groups = record.meta.get("param_groups") or [{}]
+    return DECAY_UNUSUAL if any(group.get("decoupled") for group in groups) else DECAY_UNUSUAL_COUPLED
 
 
 def weight_decay_too_high(record: Record) -> Finding | None:
@@ -131,9 +139,9 @@ def weight_decay_too_high(record: Record) -> Finding | None:
         drop = np.where(peak > 0, 1.0 - norm / np.where(peak > 0, peak, 1.0), 0.0)
         shrink = -np.log(np.clip(1.0 - drop, 1e-12, 1.0))
         unopposed = shrink / np.maximum(free - free_at_peak, 1e-12)
-        pull = rate * norm / np.sqrt(record["update_sq"])
-    recent_rate, recent_pull = trailing_mean(rate, 10), trailing_mean(pull, 10)
+    recent_rate, recent_pull = trailing_mean(rate, 10), trailing_mean(decay_pull(record), 10)
     eroding = (drop >= DECAY_DROP) & (unopposed >= DECAY_UNOPPOSED) & (recent_pull >= DECAY_PULL)
+    eroding &= record["weight_decay"] >= _unusual_decay(record)
     sizes = np.array([layer.num_params for layer in record.layers], dtype=float)
     for confidence, least in (("HIGH", DECAY_RATE_HIGH), ("MEDIUM", DECAY_RATE_MEDIUM)):
         hit = eroding & (recent_rate >= least)
@@ -189,70 +197,140 @@ LR_UPDATE_RATIO = 0.02
 LR_COHERENCE = -0.1
 LR_OVERSHOOT_SHARE = 0.7
 LR_SIGMA_GROWTH = 10.0
+LR_THROWN, LR_THROWN_STEPS, LR_THROWN_SPIKE = 2.0, 20, 1.25
+LR_EXPLODED = 5.0
 
 
 def lr_too_high(record: Record) -> Finding | None:
-    """The steps are too long: the loss is lost, and the updates show why."""
+    """The steps are too long: the loss explodes, is thrown away at the start, or is lost later."""
     loss = LossView.of(record)
-    if loss is None or len(record) < 10:
+    if loss is None:
         return None
-    big = weights_of(record)
-    ratio = trailing_mean(median_over(record["update_ratio"], big), 20)
-    coherence = trailing_mean(median_over(record["coherence"], big), 20)
-    stepped_past = np.nansum(np.where(np.isfinite(record["overshoot"]), record["overshoot"], 0.0), axis=1) > 0
-    overshoot = trailing_mean(stepped_past.astype(float), 20)
-    sigma = np.nansum(np.where(np.isfinite(record["sigma"]), record["sigma"], np.nan), axis=1)
-    early = np.median(sigma[:10])
-    growth = trailing_mean(sigma, 5) / max(float(early), 1e-300)
-    signs = np.stack(
-        [ratio > LR_UPDATE_RATIO, coherence < LR_COHERENCE, overshoot > LR_OVERSHOOT_SHARE, growth > LR_SIGMA_GROWTH]
-    )
-    count = signs.sum(axis=0)
-    lost = loss.lost()
-    for confidence, condition, rows in (("HIGH", lost & (count >= 2), 10), ("MEDIUM", lost & (count >= 1), 15)):
+    signs = _StepSigns.of(record)
+    for kind, confidence, condition, rows in (
+        ("exploded", "HIGH", _exploded(record, loss, signs), 3),
+        ("thrown", "HIGH", _thrown(record, loss) & (loss.smooth > 0.5 * loss.start), 5),
+        ("lost", "HIGH", loss.lost() & (signs.count >= 2) & (np.arange(len(record)) >= 10), 10),
+        ("thrown", "MEDIUM", _thrown(record, loss) & (loss.smooth > 0.15 * loss.start), 10),
+        ("lost", "MEDIUM", loss.lost() & (signs.count >= 1) & (np.arange(len(record)) >= 10), 15),
+    ):
         span = held(condition, rows)
-        if span is None:
-            continue
-        start, row = span
-        values = {
-            "update_ratio": float(ratio[row]),
-            "coherence": float(coherence[row]),
-            "overshoot_share": float(overshoot[row]),
-            "sigma_growth": float(growth[row]),
-            "loss": float(loss.smooth[row]),
-            "best_loss": float(loss.best[row]),
-        }
-        words = [
-            f"a step rewrites {values['update_ratio']:.1%} of a typical layer",
-            f"successive gradients oppose each other (coherence {values['coherence']:.2f})",
-            f"{values['overshoot_share']:.0%} of the steps went past the minimum along their own direction",
-            f"entropy production grew {values['sigma_growth']:.3g}×",
-        ]
-        why = "; ".join(word for word, on in zip(words, signs[:, row], strict=True) if on)
-        lr = float(np.nanmax(record["lr"][row]))
-        factor = float(np.clip(2e-3 / max(values["update_ratio"], 1e-12), 0.01, 0.3))
-        return Finding(
-            code="lr_too_high",
-            confidence=confidence,
-            title="learning rate too high",
-            seen=f"The loss stands at {values['loss']:.4g}, against {loss.start:.4g} at the start and "
-            f"{values['best_loss']:.4g} at best, and {why}.",
-            meaning="The steps are longer than the region in which the gradient is a guide; the run diverges or stays at "
-            "a level that has learned nothing.",
-            advice=f"Lower the learning rate from {lr:.3g} to about {_round(lr * factor):.2g}, and warm it up.",
-            source="Cohen et al. 2022 (arXiv 2207.14484); update ratio about 1e-3: Karpathy 2019",
-            first_step=int(record.steps[start]),
-            raised_step=int(record.steps[row]),
-            evidence=values,
-            remedy=Remedy("lr", _round(lr * factor), lr),
-        )
+        if span is not None:
+            return _lr_finding(record, loss, signs, kind, confidence, span)
     return None
+
+
+@dataclass(frozen=True)
+class _StepSigns:
+    """Signs that steps are too long, [T] each."""
+
+    update_ratio: Array
+    coherence: Array
+    overshoot_share: Array
+    sigma_growth: Array
+
+    @classmethod
+    def of(cls, record: Record) -> _StepSigns:
+        big = weights_of(record)
+        slope = np.where(np.isfinite(record["overshoot"]), record["overshoot"], 0.0).sum(axis=1)
+        sigma = np.where(np.isfinite(record["sigma"]), record["sigma"], 0.0).sum(axis=1)
+        return cls(
+            update_ratio=trailing_mean(median_over(record["update_ratio"], big), 20),
+            coherence=trailing_mean(median_over(record["coherence"], big), 20),
+            overshoot_share=trailing_mean((slope > 0).astype(float), 20),
+            sigma_growth=trailing_mean(sigma, 5) / max(float(np.median(sigma[:10])), 1e-300),
+        )
+
+    @property
+    def on(self) -> Mask:
+        """Which signs are on, [4, T]."""
+        return np.stack(
+            [
+                self.update_ratio > LR_UPDATE_RATIO,
+                self.coherence < LR_COHERENCE,
+                self.overshoot_share > LR_OVERSHOOT_SHARE,
+                self.sigma_growth > LR_SIGMA_GROWTH,
+            ]
+        )
+
+    @property
+    def count(self) -> Array:
+        """How many signs are on, [T]."""
+        return self.on.sum(axis=0)
+
+
+def _exploded(record: Record, loss: LossView, signs: _StepSigns) -> Mask:
+    """The loss stands at a multiple of all it was before, while steps rewrite the layers."""
+    values = record.loss
+    ceiling = np.maximum(loss.start, trailing_mean(values, 50)[0])
+    return np.asarray((values > LR_EXPLODED * np.abs(ceiling)) & (signs.update_ratio > LR_UPDATE_RATIO))
+
+
+def _thrown(record: Record, loss: LossView) -> Mask:
+    """The first steps threw the weights far from where they began and the loss up; judged from step 40 on."""
+    steps = record["step"]
+    nothing = np.zeros(len(record), dtype=bool)
+    if int(record.steps[0]) != 1 or loss.start <= 0:
+        return nothing
+    first = steps <= LR_THROWN_STEPS
+    with np.errstate(divide="ignore", invalid="ignore"):
+        distance = np.sqrt(record["distance"] / record["param_sq"][:1])
+    far = median_over(distance, weights_of(record))[first]
+    spike = record.loss[first]
+    reached = np.isfinite(far).any() and np.nanmax(far) > LR_THROWN
+    spiked = np.isfinite(spike).any() and np.nanmax(spike) > LR_THROWN_SPIKE * loss.start
+    return (steps >= 40) if reached and spiked else nothing
+
+
+def _lr_finding(
+    record: Record, loss: LossView, signs: _StepSigns, kind: str, confidence: str, span: tuple[int, int]
+) -> Finding:
+    start, row = span
+    on = signs.on[:, row]
+    ratio = float(signs.update_ratio[row])
+    words = [
+        f"a step rewrites {ratio:.1%} of a typical layer",
+        f"successive gradients oppose each other (coherence {signs.coherence[row]:.2f})",
+        f"{signs.overshoot_share[row]:.0%} of the steps went past the minimum along their own direction",
+        f"entropy production grew {signs.sigma_growth[row]:.3g}×",
+    ]
+    reasons = [word for word, yes in zip(words, on, strict=True) if yes]
+    if kind == "thrown":
+        reasons.insert(0, f"the first {LR_THROWN_STEPS} steps moved the weights by more than {LR_THROWN:g}× their norm")
+        ratio = max(ratio, float(np.nanmax(signs.update_ratio[: row + 1])))
+        start = 0
+    lr = float(np.nanmax(record["lr"][max(start, 0)]))
+    factor = float(np.clip(2e-3 / max(ratio, 1e-12), 0.003, 0.3)) if np.isfinite(ratio) else 0.1
+    now = record.loss[row] if kind == "exploded" else loss.smooth[row]
+    return Finding(
+        code="lr_too_high",
+        confidence=confidence,
+        title="learning rate too high",
+        seen=f"The loss stands at {now:.4g}, against {loss.start:.4g} at the start and "
+        f"{min(loss.best[row], loss.start):.4g} at best, and {'; '.join(reasons)}.",
+        meaning="The steps are longer than the region in which the gradient is a guide; the run diverges or settles at "
+        "a level where it has learned little.",
+        advice=f"Lower the learning rate from {lr:.3g} to about {_round(lr * factor):.2g}, and warm it up.",
+        source="Cohen et al. 2022 (arXiv 2207.14484); an update ratio of about 1e-3 is usual: Karpathy 2019",
+        first_step=int(record.steps[start]),
+        raised_step=int(record.steps[row]),
+        evidence={
+            "update_ratio": ratio,
+            "coherence": float(signs.coherence[row]),
+            "overshoot_share": float(signs.overshoot_share[row]),
+            "sigma_growth": float(signs.sigma_growth[row]),
+            "loss": float(now),
+            "loss_at_start": loss.start,
+        },
+        remedy=Remedy("lr", _round(lr * factor), lr),
+    )
 
 
 # -- momentum -----------------------------------------------------------------------------------------------------------
 
 MOMENTUM_LEAST = 0.97
 MOMENTUM_COHERENCE = 0.05
+MOMENTUM_LASTING = 30
 
 
 def momentum_too_high(record: Record) -> Finding | None:
@@ -266,12 +344,13 @@ def momentum_too_high(record: Record) -> Finding | None:
     floor = float(np.sqrt(1.0 - beta**2))
     lagging = (coherence > MOMENTUM_COHERENCE) & (alignment < np.maximum(0.5 * coherence, 0.0)) & (alignment < 0.5 * 0.44)
     lagging &= record["step"] > min(2.0 / (1.0 - beta), 40)
-    span = held(lagging, 10)
+    lasting = held(lagging, MOMENTUM_LASTING)
+    span = lasting or held(lagging, 10)
     if span is None:
         return None
     start, row = span
     c, rho = float(alignment[row]), float(coherence[row])
-    confidence = "HIGH" if beta >= 0.99 and c < 0.3 * rho else "MEDIUM"
+    confidence = "HIGH" if beta >= 0.99 and (lasting or c < 0.3 * rho) else "MEDIUM"
     return Finding(
         code="momentum_too_high",
         confidence=confidence,
@@ -543,9 +622,11 @@ RULES: tuple[Rule, ...] = (
         "lr_too_high",
         lr_too_high,
         "Steps too long: divergence, oscillation, or a loss that is lost",
-        "the loss gives back its gains, with update_ratio, coherence, overshoot or growth of sigma as the reason",
+        "the loss explodes, or gives back its gains, with update_ratio, coherence, overshoot or growth of sigma as the "
+        "reason; or the first steps throw the weights away",
         f"update_ratio > {LR_UPDATE_RATIO}, coherence < {LR_COHERENCE}, overshoot in > {LR_OVERSHOOT_SHARE:.0%} of steps, "
-        f"sigma × {LR_SIGMA_GROWTH:g}; HIGH with two of them, MEDIUM with one",
+        f"sigma × {LR_SIGMA_GROWTH:g}: HIGH with two, MEDIUM with one; loss × {LR_EXPLODED:g}; distance > {LR_THROWN:g}‖θ₀‖ "
+        f"with a loss spike × {LR_THROWN_SPIKE:g} within {LR_THROWN_STEPS} steps",
         "Cohen et al. 2022 (arXiv 2207.14484); Karpathy 2019",
     ),
     Rule(
@@ -553,7 +634,8 @@ RULES: tuple[Rule, ...] = (
         momentum_too_high,
         "Over-damped: the update chases old gradients",
         "alignment far below coherence",
-        f"β₁ ≥ {MOMENTUM_LEAST}, alignment < half the coherence and < 0.22",
+        f"β₁ ≥ {MOMENTUM_LEAST}, alignment < half the coherence and < 0.22 for 10 rows; HIGH at β₁ ≥ 0.99 for "
+        f"{MOMENTUM_LASTING} rows",
         "docs: theory, alignment",
     ),
     Rule(

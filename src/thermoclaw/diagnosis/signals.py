@@ -78,7 +78,8 @@ class LossView:
         if len(finite) < 5:
             return None
         smooth = trailing_mean(loss, window)
-        start = float(np.median(loss[finite[:3]]))
+        fresh = int(record.steps[0]) == 1  # then the first loss is that of the untouched model
+        start = float(loss[finite[0]]) if fresh else float(np.median(loss[finite[:3]]))
         best = np.fmin.accumulate(np.where(np.isfinite(smooth), smooth, np.inf))
         jumps = np.abs(np.diff(np.where(np.isfinite(loss), loss, np.nan), prepend=np.nan))
         noise = 1.25 / np.sqrt(2.0) * trailing_mean(jumps, 50)  # mean |difference| of Gaussian noise → its deviation
@@ -99,17 +100,32 @@ class LossView:
 
 
 def decay_rate(record: Record) -> Array:
-    """Free decay per step, κλ [T, L]: how much of the weights one step's decay takes if nothing rebuilds them.
+    """Free decay per step [T, L]: the rate at which decay alone shrinks weights that nothing rebuilds.
 
-    ηλ for decoupled decay; ηλ/(1 − β₁) where decay passes through SGD's momentum; NaN for optimizers that rescale it.
+    ηλ for decoupled decay. Through SGD's momentum, θ obeys z² − (1 + β − ηλ)z + β = 0, whose larger root gives
+    −ln|z|: about ηλ/(1 − β) while that is small, never more than −½ ln β. NaN for optimizers that rescale decay.
     """
     groups = record.meta.get("param_groups") or [{}]
-    if any(group.get("adaptive") for group in groups):
-        return np.full((len(record), len(record.layers)), np.nan)
     rate = record["lr"] * record["weight_decay"]
-    if not any(group.get("decoupled") for group in groups):
-        rate = rate / (1.0 - np.clip(record["momentum"], 0.0, 0.9999))
-    return rate
+    if any(group.get("adaptive") for group in groups):
+        return np.full_like(rate, np.nan)
+    if any(group.get("decoupled") for group in groups):
+        return rate
+    beta = np.clip(record["momentum"], 0.0, 0.9999)
+    middle = 0.5 * (1.0 + beta - rate)
+    inner = middle**2 - beta
+    modulus = np.where(inner >= 0, np.abs(middle) + np.sqrt(np.maximum(inner, 0.0)), np.sqrt(beta))
+    return np.where(rate > 0, -np.log(np.clip(modulus, 1e-6, 1.0)), 0.0)
+
+
+def decay_pull(record: Record) -> Array:
+    """Length of the decay part of a step over the step's own length, κλ‖θ‖/‖Δ‖ [T, L]."""
+    groups = record.meta.get("param_groups") or [{}]
+    pull = record["lr"] * record["weight_decay"]
+    if not any(group.get("decoupled") or group.get("adaptive") for group in groups):
+        pull = pull / (1.0 - np.clip(record["momentum"], 0.0, 0.9999))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return pull * record["param_norm"] / record["update_norm"]
 
 
 def step_gaps(record: Record) -> Array:

@@ -209,11 +209,10 @@ def _scale(ax: Any, name: str, axis: str, drawn: Array) -> None:
         panels.log_axis(ax, panels.log_limits(good) or (1e-9, 1.0))
     elif axis == "R_ie":
         top = min(max(high * 1.3, 8.0), R_IE_CAP * 1.5)
-        panels.stretched_axis(ax.yaxis, top, linear_to=1.0, ticks=(0, 0.5, 1, 2, 5, 10, 100, 1000))
+        panels.stretched_axis(ax.yaxis, top, linear_to=1.0, ticks=panels.R_IE_TICKS)
         panels.shade(ax, panels.R_IE_BANDS)
     elif axis == "D":
-        ticks = [0, 0.05, 0.1, 0.5, 1, *(10.0**k for k in range(1, 30))]
-        panels.stretched_axis(ax.yaxis, max(high * 1.4, 0.8), linear_to=0.1, ticks=ticks[: 7 if high < 50 else None])
+        panels.stretched_axis(ax.yaxis, max(high * 1.4, 0.8), linear_to=0.1, ticks=panels.D_TICKS)
         panels.shade(ax, panels.D_EDGES)
     elif axis == "coherence":
         ax.set_ylim(max(min(low - 0.08, -0.25), -1.05), min(max(high + 0.08, 0.45), 1.05))

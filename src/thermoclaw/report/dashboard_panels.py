@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from thermoclaw.quantities import R_IE_CAP, Array
+from thermoclaw.quantities import R_IE_CAP, TABLE, Array
 from thermoclaw.record import Record
 from thermoclaw.report import panels, style
 from thermoclaw.report.lettering import clean, number
@@ -67,8 +67,7 @@ def overhead(ax: Any, record: Record) -> None:
         panels.line(ax, record.steps, raw, color=style.RAW, lw=0.7, alpha=0.7, zorder=2)
     panels.line(ax, record.steps, mean, color=style.LINE, lw=1.6, zorder=3)
     top = min(max(float(np.nanmax(raw)) * 1.3, 8.0), R_IE_CAP * 1.5)
-    ticks = (0, 0.5, 1, 2, 5, 10, 100, 1000) if top > 30 else (0, 0.5, 1, 2, 5, 10, 20)
-    panels.stretched_axis(ax.yaxis, top, linear_to=1.0, ticks=ticks)
+    panels.stretched_axis(ax.yaxis, top, linear_to=1.0, ticks=panels.R_IE_TICKS)
     panels.shade(ax, panels.R_IE_BANDS)
     last = last_value(mean)
     panels.head(ax, title, f"last {number(last)}", panels.band_word("R_ie", last))
@@ -90,7 +89,7 @@ def learning_rate(ax: Any, record: Record) -> None:
     """The learning rate, from lowest to highest over layers, and what weight decay does."""
     rates, decay = _spread(record["lr"]), _spread(record["weight_decay"])
     notes = [] if decay is None else _decay_notes(record.steps, decay[1])
-    panels.head(ax, f"Learning rate {panels.unit_label('lr')}", *notes)
+    panels.head(ax, f"Learning rate ({TABLE['lr'].unit})", *notes)
     if rates is None:
         panels.no_data(ax)
         return
@@ -114,9 +113,9 @@ def _decay_notes(steps: Array, decay: Array) -> list[str]:
     values = decay[known]
     changes = np.flatnonzero(np.diff(values) != 0)
     if not len(changes):
-        return [f"weight decay {number(values[0])}"]
-    text = f"weight decay {number(values[0])} → {number(values[-1])}"
-    return [text + (f" at step {steps[known[changes[0] + 1]]:,.0f}" if len(changes) == 1 else "")]
+        return [f"decay λ {number(values[0])}"]
+    when = [f"step {steps[known[changes[0] + 1]]:,.0f}"] if len(changes) == 1 else []
+    return [f"decay λ {number(values[0])} → {number(values[-1])}", *when]
 
 
 def _spread(values: Array) -> tuple[Array, Array] | None:
@@ -186,8 +185,7 @@ def dispersion(ax: Any, record: Record) -> None:
         return
     mean = panels.raw_and_smooth(ax, record.steps, values)
     top = max(float(np.nanmax(np.where(np.isfinite(values), values, np.nan))) * 1.4, 0.8)
-    ticks = [0, 0.05, 0.1, 0.5, 1, 5, 10] if top < 50 else [0, 0.1, 1, *(10.0**k for k in range(2, 30, 2))]
-    panels.stretched_axis(ax.yaxis, top, linear_to=0.1, ticks=ticks)
+    panels.stretched_axis(ax.yaxis, top, linear_to=0.1, ticks=panels.D_TICKS)
     panels.shade(ax, panels.D_EDGES)
     last = last_value(mean)
     panels.head(ax, title, f"last {number(last)}", panels.band_word("D", last))

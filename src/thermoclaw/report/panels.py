@@ -33,7 +33,9 @@ MAP_BINS = 300
 """Columns of a map at most; longer runs are averaged into so many."""
 
 D_EDGES = (0.05, 0.5)
+D_TICKS = (0.0, 0.5, 0.05, 0.1, *(10.0**k for k in range(0, 61, 2)), *(10.0**k for k in range(1, 60, 2)))
 R_IE_BANDS = (1.0, 2.0, 5.0)
+R_IE_TICKS = (0.0, 1.0, 5.0, 2.0, 10.0, 100.0, 1000.0, 0.5, 20.0)
 
 R_EDGES = (0.25, 0.5, 0.7, 0.85, 1.15, 1.4, 2.0, 4.0)
 R_COLORS = (
@@ -136,12 +138,23 @@ def log_axis(ax: Any, limits: tuple[float, float]) -> None:
 
 
 def stretched_axis(axis: Any, top: float, *, linear_to: float, ticks: Sequence[float]) -> None:
-    """An axis from 0, linear up to `linear_to` and logarithmic beyond, so that zero and a thousand both show."""
+    """An axis from 0, linear up to `linear_to` and logarithmic beyond, so that zero and a thousand both show.
+
+    Of the ticks, given in order of importance, those that come too close to a more important one are left out.
+    """
     ax = axis.axes
-    set_scale, set_limit = (ax.set_yscale, ax.set_ylim) if axis is ax.yaxis else (ax.set_xscale, ax.set_xlim)
+    upright = axis is ax.yaxis
+    set_scale, set_limit = (ax.set_yscale, ax.set_ylim) if upright else (ax.set_xscale, ax.set_xlim)
     set_scale("symlog", linthresh=linear_to, linscale=0.8)
     set_limit(0, top)
-    axis.set_major_locator(style.FixedLocator([tick for tick in ticks if tick <= top]))
+    place = axis.get_transform().transform
+    length_pt = 72 * style.box_in(ax)[3 if upright else 2]
+    kept: dict[float, float] = {}
+    for tick in ticks:
+        at = length_pt * float(place(np.array([tick]))[0] / place(np.array([top]))[0])
+        if tick <= top and all(abs(at - other) >= (11 if upright else 24) for other in kept.values()):
+            kept[tick] = at
+    axis.set_major_locator(style.FixedLocator(sorted(kept)))
     axis.set_major_formatter(style.FuncFormatter(lambda value, _: number(value)))
     axis.set_minor_locator(style.NullLocator())
 

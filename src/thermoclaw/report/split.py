@@ -184,7 +184,7 @@ def _worst(ax: Any, record: Record, rows: Any) -> None:
     colors = [style.PART_COLORS[SPLIT_PARTS[1 + main[i]]] for i in worst]
     ax.barh(np.arange(len(worst)), ratio[worst], height=0.62, color=colors, lw=0, zorder=2)
     top = min(max(float(ratio[worst].max()) * 1.25, 6.5), R_IE_CAP * 1.2)
-    panels.stretched_axis(ax.xaxis, top, linear_to=1.0, ticks=(0, 0.5, 1, 2, 5, 10, 100, 1000))
+    panels.stretched_axis(ax.xaxis, top, linear_to=1.0, ticks=panels.R_IE_TICKS)
     panels.shade(ax, panels.R_IE_BANDS, horizontal=True)
     ax.set_ylim(max(len(worst), 3) - 0.4, -0.6)
     names = short_names(record.layer_names, width=1.6 * 72, size=8.5)
