@@ -27,7 +27,7 @@ else:
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [*ROOT.glob("README.md"), *sorted(ROOT.glob("docs/*.md"))]
 
 
 # -- what importing it loads -------------------------------------------------------------------------------------------
@@ -98,13 +98,13 @@ def pins(text: str) -> dict[str, Version]:
 
 def unsatisfied(pinned: dict[str, Version]) -> list[str]:
     """Requirements of any extra that apply here and whose pin is missing or outside the promised range."""
-    wrong = []
+    wrong = set()
     for requirement in requirements(PROJECT["optional-dependencies"]):
         if requirement.marker is None or requirement.marker.evaluate():
             pin = pinned.get(canonicalize_name(requirement.name))
             if pin is None or not requirement.specifier.contains(pin):
-                wrong.append(f"{requirement}: pinned to {pin}")
-    return wrong
+                wrong.add(f"{requirement}: pinned to {pin}")
+    return sorted(wrong)
 
 
 def test_the_pins_lie_in_the_promised_ranges() -> None:
