@@ -36,7 +36,7 @@ SIZES = {
 }
 
 
-# -- the worker: runs in either environment -----------------------------------------------------------------------------
+# -- the worker: runs in either environment ---------------------------------------------------------------------------
 
 
 class Stopwatch:
@@ -144,7 +144,7 @@ def worker(size: str, threads: int) -> None:
     import torch
 
     torch.set_num_threads(threads)
-    depth, width, heads, context, vocab, batch, real = SIZES[size]
+    _depth, _width, _heads, context, vocab, batch, real = SIZES[size]
     model = build_model(size)
     params = list(model.parameters())
     optimizer = torch.optim.AdamW(params, lr=1e-4)
@@ -188,7 +188,10 @@ def worker(size: str, threads: int) -> None:
         }
 
     num_params = sum(p.numel() for p in params)
-    print(json.dumps({"ready": True, "num_params": num_params, "num_tensors": len(params), "rss_before_kib": before}), flush=True)
+    print(
+        json.dumps({"ready": True, "num_params": num_params, "num_tensors": len(params), "rss_before_kib": before}),
+        flush=True,
+    )
     for line in sys.stdin:
         if line.strip() == "reads":
             reply: dict[str, float] = {"reads": float(count_reads(lambda: one(False)))}
@@ -208,7 +211,7 @@ def _rss() -> int:
     return int(fields[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-# -- the run ------------------------------------------------------------------------------------------------------------
+# -- the run ----------------------------------------------------------------------------------------------------------
 
 
 class Arm:
@@ -255,7 +258,9 @@ def measure(size: str, *, threads: int, steps: int, warmup: int, rival: str | No
                 row = arm.ask("step")
                 if number >= warmup:
                     arm.rows.append(row)
-            print(f"\r{size}, {threads} threads: step {number + 1}/{warmup + steps}", end="", file=sys.stderr, flush=True)
+            print(
+                f"\r{size}, {threads} threads: step {number + 1}/{warmup + steps}", end="", file=sys.stderr, flush=True
+            )
         print(file=sys.stderr)
         return [_summary(arm, size, threads) for arm in arms]
     finally:
@@ -323,7 +328,10 @@ def plot(results: dict[str, Any], path: Path) -> None:
     from matplotlib.figure import Figure
 
     rows = results["results"]
-    labels = [f"{size}\n{threads} thread{'s' if threads > 1 else ''}" for size, threads in dict.fromkeys((r["size"], r["threads"]) for r in rows)]
+    labels = [
+        f"{size}\n{threads} thread{'s' if threads > 1 else ''}"
+        for size, threads in dict.fromkeys((r["size"], r["threads"]) for r in rows)
+    ]
     keys = list(dict.fromkeys((r["size"], r["threads"]) for r in rows))
     arms = list(dict.fromkeys(r["arm"] for r in rows))
     figure = Figure(figsize=(7.2, 3.6), dpi=150, layout="constrained")

@@ -102,7 +102,7 @@ class History:
         self.stride = 1
         self._size = 0
         self._steps = np.zeros(self._capacity, dtype=np.int64)
-        self._layer_values = np.zeros((self._capacity, num_layers, len(LAYER_COLUMNS)), dtype=dtype)
+        self._layer_values: Array = np.zeros((self._capacity, num_layers, len(LAYER_COLUMNS)), dtype=dtype)
         self._run_values = np.zeros((self._capacity, len(RUN_COLUMNS)), dtype=np.float64)
 
     def __len__(self) -> int:

@@ -150,7 +150,8 @@ class Derivation:
 
     def rows(self, raw: Array, hyper: HyperRows) -> Array:
         """Stored quantities [B, L, Q] of raw rows [B, U, K]."""
-        assert self._sums is not None and self._smoother is not None
+        assert self._sums is not None
+        assert self._smoother is not None
         with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
             now = self._instant({name: raw[:, :, i] for name, i in self._columns.items()}, hyper)
             smooth = self._smooth(now)
@@ -200,9 +201,7 @@ class Derivation:
         add = self._sums
         assert add is not None
         gradient_and_decay = (
-            raw["gs_gs"]
-            + 2 * hyper.sign * hyper.weight_decay * raw["g_p"]
-            + hyper.weight_decay**2 * raw["ps_ps"]
+            raw["gs_gs"] + 2 * hyper.sign * hyper.weight_decay * raw["g_p"] + hyper.weight_decay**2 * raw["ps_ps"]
         )
         age = self._num_rows + 1 + np.arange(len(lr))[:, None]
         build_up = (1 - hyper.dampening * (hyper.momentum > 0)) * (1 - hyper.momentum**age) / (1 - hyper.momentum)

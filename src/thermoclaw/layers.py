@@ -8,7 +8,7 @@ summed to the layer on the host.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,9 +27,15 @@ _TYPE_BY_CLASS: tuple[tuple[str, str], ...] = (
 )
 _TYPE_BY_NAME: tuple[tuple[str, str], ...] = (
     (r"(^|[._])(lm_head|embed_out|output_projection|head|classifier|score|unembed)([._]|$)", "lm_head"),
-    (r"(^|[._])(ln(_?[a-z0-9]+)?|(layer|rms|batch|group)?_?norm\w*|bn\d*|\w*_?layernorm|\w*_norm)([._]|$)", "layernorm"),
+    (
+        r"(^|[._])(ln(_?[a-z0-9]+)?|(layer|rms|batch|group)?_?norm\w*|bn\d*|\w*_?layernorm|\w*_norm)([._]|$)",
+        "layernorm",
+    ),
     (r"(^|[._])(\w*embed\w*|wte|wpe|tok_emb|pos_emb|emb)([._]|$)", "embedding"),
-    (r"(^|[._])(\w*attn\w*|\w*attention\w*|qkv\w*|c_attn|[qkvo]_proj|query|key|value|to_[qkv]|to_out)([._]|$)", "attention"),
+    (
+        r"(^|[._])(\w*attn\w*|\w*attention\w*|qkv\w*|c_attn|[qkvo]_proj|query|key|value|to_[qkv]|to_out)([._]|$)",
+        "attention",
+    ),
     (r"(^|[._])(\w*mlp\w*|ffn?|feed_?forward|c_fc|fc\d*|dense\w*|(up|down|gate)_proj|w[123]|lin\d*)([._]|$)", "mlp"),
 )
 
@@ -179,7 +185,7 @@ def lay_out(model: nn.Module | Iterable[nn.Module], optimizer: Any, *, order: tu
     return _assemble(rows, group_of, unoptimized, order, signature(optimizer))
 
 
-def _row(label: str, ltype: str, held: list[tuple[str, Tensor]], *, depth: int) -> tuple[LayerInfo, list[Tensor]]:
+def _row(label: str, ltype: str, held: Sequence[tuple[str, Tensor]], *, depth: int) -> tuple[LayerInfo, list[Tensor]]:
     num_params = sum(p.numel() for _, p in held)
     return LayerInfo(label, ltype, num_params, depth, tuple(n for n, _ in held)), [p for _, p in held]
 

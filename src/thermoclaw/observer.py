@@ -113,7 +113,7 @@ class Observer:
         settings = Settings(mode, sketch_size, every, lag, history_bytes, sigma_window_size)
         if isinstance(model, (list, tuple)):
             model = list(model)
-        self._attachment: Attachment = attach(model, inner, settings, strict=strict)
+        self._attachment: Attachment = attach(model, inner, settings, strict=strict)  # type: ignore[arg-type]
         self.model = model
         self.optimizer = optimizer
         self._seen_rows = self._attachment.meter.num_rows
@@ -282,7 +282,9 @@ class Observer:
 
     @staticmethod
     def compare(
-        observers: Sequence[Observer | Record], save_path: str | os.PathLike[str] | None = None, show: bool | None = None
+        observers: Sequence[Observer | Record],
+        save_path: str | os.PathLike[str] | None = None,
+        show: bool | None = None,
     ) -> Any:
         """Draw several runs side by side (needs the extra `viz`)."""
         from thermoclaw.report.plots import compare
@@ -310,12 +312,14 @@ class Observer:
 
 
 def observer_for(first: Any, optimizer: Any, observer: Any, *, who: str) -> Observer:
-    """The observer a detector listens to: `Who(observer)`, `Who(model, optimizer)` or `Who(model, optimizer, observer)`."""
+    """The observer that a detector listens to, from `Who(observer)` or `Who(model, optimizer[, observer])`."""
     for candidate in (first, optimizer, observer):
         if isinstance(candidate, Observer):
             return candidate
     if optimizer is None:
-        raise TypeError(f"{who} takes an Observer, or a model and its optimizer: {who}(observer) or {who}(model, optimizer)")
+        raise TypeError(
+            f"{who} takes an Observer, or a model and its optimizer: {who}(observer) or {who}(model, optimizer)"
+        )
     return Observer.of(first, optimizer)
 
 

@@ -73,7 +73,8 @@ def preflight(model: nn.Module, optimizer: Any, *, total_steps: int | None = Non
         total_steps: length of the run, if known; erosion that takes longer than the run is not reported.
 
     Returns:
-        A `Preflight` with findings and a forecast for each layer. Reads each parameter once, so it waits for the device.
+        A `Preflight` with findings and a forecast for each layer. Reads each parameter once, which waits for the
+        device.
 
     Raises:
         TypeError, ValueError: as `Observer`.
@@ -129,8 +130,8 @@ def _erosion(layers: Any, erosion: list[tuple[int, int]], forecasts: list[LayerF
         code="weight_decay_too_high",
         confidence="HIGH" if fastest.decay_steps < EROSION_STEPS_HIGH else "MEDIUM",
         title="weight decay will erode the weights",
-        seen=f"With weight_decay {decay:.3g} at this learning rate, the norms of {describe_layers(chosen, len(layers))} "
-        f"shrink by a factor e every {fastest.decay_steps:.0f} steps{target}.",
+        seen=f"With weight_decay {decay:.3g} at this learning rate, the norms of "
+        f"{describe_layers(chosen, len(layers))} shrink by a factor e every {fastest.decay_steps:.0f} steps{target}.",
         meaning="That is decided by the hyper-parameters, before any data is seen.",
         advice=f"Lower weight_decay from {decay:.3g} to about {value:.2g} (a factor e in 10,000 steps).",
         source="Kosson et al. 2024 (arXiv 2305.17212)",

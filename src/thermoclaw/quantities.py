@@ -78,7 +78,7 @@ def _capped_ratio(internal: Array, external: Array) -> Array:
 def _nan_reduce(reduce: Callable[..., Array], values: Array) -> Array:
     """Reduce over layers ignoring NaN; NaN where a step has no finite value."""
     finite = np.where(np.isfinite(values), values, np.nan)
-    empty = np.isnan(finite).all(axis=-1)
+    empty = np.asarray(np.isnan(finite).all(axis=-1))
     filled = np.where(empty[..., None], 0.0, finite)
     return np.where(empty, np.nan, reduce(filled, axis=-1))
 
@@ -132,7 +132,7 @@ QUANTITIES: tuple[Quantity, ...] = (
         "loss",
         "layer",
         "Σ_p η_p ‖g_p‖²",
-        "Entropy production; also the dissipation rate. What plain gradient descent at this rate would take off the loss.",
+        "Entropy production, also the dissipation rate: what plain gradient descent would take off the loss.",
         _SEED,
         aliases=("layer_sigma", "sigma_total", "dissipation"),
     ),
@@ -262,15 +262,30 @@ QUANTITIES: tuple[Quantity, ...] = (
         "Entropy production spent on directions that only this batch asked for.",
         _SHARE,
     ),
-    Quantity("lr", "η", "weight²/loss", "layer", "of the layer's group, weighted by size", "Learning rate.", "optimizer"),
+    Quantity(
+        "lr", "η", "weight²/loss", "layer", "of the layer's group, weighted by size", "Learning rate.", "optimizer"
+    ),
     Quantity("weight_decay", "λ", "1", "layer", "of the layer's group, weighted by ‖θ‖²", "Weight decay.", "optimizer"),
     Quantity("momentum", "β₁", "1", "layer", "momentum, or betas[0]", "Momentum coefficient.", "optimizer"),
     Quantity(
-        "has_grad", "", "1", "layer", "1 if any parameter had a gradient", "Whether the step saw a gradient.", "optimizer"
+        "has_grad",
+        "",
+        "1",
+        "layer",
+        "1 if any parameter had a gradient",
+        "Whether the step saw a gradient.",
+        "optimizer",
     ),
     # -- derived, per layer -----------------------------------------------------------------------------------------
     Quantity(
-        "grad_norm", "‖g‖", "loss/weight", "layer", "√‖g‖²", "Gradient norm.", _SEED, derive=lambda c: _root(c["grad_sq"])
+        "grad_norm",
+        "‖g‖",
+        "loss/weight",
+        "layer",
+        "√‖g‖²",
+        "Gradient norm.",
+        _SEED,
+        derive=lambda c: _root(c["grad_sq"]),
     ),
     Quantity(
         "param_norm", "‖θ‖", "weight", "layer", "√‖θ‖²", "Parameter norm.", _SEED, derive=lambda c: _root(c["param_sq"])
@@ -334,7 +349,10 @@ QUANTITIES: tuple[Quantity, ...] = (
         "‖Δ‖ / ‖θ‖",
         "Relative size of a step.",
         "Karpathy (2019)",
-        bands=(Band("about 1e-3", "the usual neighbourhood"), Band("≫ 1e-2", "the layer is rewritten in tens of steps")),
+        bands=(
+            Band("about 1e-3", "the usual neighbourhood"),
+            Band("≫ 1e-2", "the layer is rewritten in tens of steps"),
+        ),
         derive=lambda c: _ratio(c["update_norm"], c["param_norm"]),
     ),
     Quantity(

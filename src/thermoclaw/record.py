@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from thermoclaw.quantities import LAYER_COLUMNS, RUN_COLUMNS, TABLE, Array, canonical
 
@@ -146,7 +147,7 @@ class Record:
         ((1, 1), '(root)')
     """
 
-    steps: Array
+    steps: NDArray[Any]
     layers: tuple[LayerInfo, ...]
     layer_values: Array
     run_values: Array
@@ -377,7 +378,7 @@ def _write_csv(path: str | os.PathLike[str], heads: list[str], lines: Iterator[l
     return target
 
 
-class atomic_file:  # noqa: N801  (a context manager that reads like open())
+class atomic_file:
     """Open a file that appears under its name only when it was written whole."""
 
     def __init__(self, target: str | os.PathLike[str], mode: str) -> None:

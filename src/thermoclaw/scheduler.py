@@ -95,11 +95,11 @@ class ThermoScheduler(LRScheduler):
             self.observer = _observer_of(inner)
         super().__init__(inner, last_epoch)
 
-    def step(self, snap: Any = None) -> None:  # type: ignore[override]
+    def step(self, snap: Any = None) -> None:
         """Advance one optimizer step. The argument of thermoclaw 0.1.6 (a snapshot) is accepted and not needed."""
         super().step()
 
-    def get_lr(self) -> list[float]:
+    def get_lr(self) -> list[Any]:
         """The rates of the groups for `last_epoch`."""
         self._listen()
         change = self.feedback / self._applied
@@ -153,7 +153,9 @@ def _warm(step: int, warmup_steps: int) -> float:
 
 
 def _value(lr: Any) -> Any:
-    return float(lr) if hasattr(lr, "item") and getattr(lr, "device", None) is not None and lr.device.type == "cpu" else lr
+    return (
+        float(lr) if hasattr(lr, "item") and getattr(lr, "device", None) is not None and lr.device.type == "cpu" else lr
+    )
 
 
 def _observer_of(optimizer: Optimizer) -> Observer:

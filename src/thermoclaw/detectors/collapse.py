@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from thermoclaw.diagnosis.finding import Finding
-from thermoclaw.diagnosis.rules import weight_decay_too_high
+from thermoclaw.diagnosis.rules.decay import weight_decay_too_high
 from thermoclaw.observer import Observer, observer_for
 from thermoclaw.record import Record
 from thermoclaw.snapshot import Snapshot
@@ -100,8 +100,8 @@ class CollapseDetector:
             if finding.remedy is not None:
                 knob = f"Reduce weight_decay from {finding.remedy.was:.3g} to about {finding.remedy.value:.2g}."
             texts.append(
-                f"[{finding.confidence}] Weight decay is eroding {where}: param norms dropped {drop:.0%} during training. "
-                f"{knob}"
+                f"[{finding.confidence}] Weight decay is eroding {where}: param norms dropped {drop:.0%} during "
+                f"training. {knob}"
             )
         return texts
 

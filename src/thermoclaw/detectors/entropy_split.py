@@ -43,11 +43,11 @@ class LayerSplit(_Fields):
     name: str
     ltype: str
     sigma_total: float
-    d_eS: float  # noqa: N815  (the seed's names)
-    d_iS: float  # noqa: N815
-    d_iS_wd: float  # noqa: N815
-    d_iS_momentum: float  # noqa: N815
-    d_iS_noise: float  # noqa: N815
+    d_eS: float
+    d_iS: float
+    d_iS_wd: float
+    d_iS_momentum: float
+    d_iS_noise: float
     R_ie: float
     lr: float
     gnorm_sq: float
@@ -59,8 +59,8 @@ class SplitSnapshot(_Fields):
 
     step: int
     layers: list[LayerSplit]
-    total_d_eS: float  # noqa: N815
-    total_d_iS: float  # noqa: N815
+    total_d_eS: float
+    total_d_iS: float
     R_ie_median: float
     R_ie_max: float
     worst_layer: str

@@ -40,7 +40,7 @@ class Report:
     equilibrium_layers: list[str]
     non_equilibrium_layers: list[str]
     entropy_split_available: bool
-    worst_R_ie_layers: list[tuple[str, float]]  # noqa: N815  (the seed's name)
+    worst_R_ie_layers: list[tuple[str, float]]
     recommendations: list[str]
     raw_stats: dict[str, Any]
     findings: list[Finding] = field(default_factory=list)
@@ -82,7 +82,8 @@ def diagnose(
 
     Args:
         observer: an `Observer` (or a detector), a `Record`, or the path of a saved record; all give the same report.
-        splitter, collapse_detector: taken for the seed's sake; their buffers are the observer's, so they add nothing.
+        splitter: taken for the sake of thermoclaw 0.1.6; its buffers are the observer's, so it adds nothing.
+        collapse_detector: likewise.
         equilibrium_band: a layer counts as at equilibrium while |r − 1| is at most this.
 
     Returns:
@@ -142,9 +143,7 @@ def as_record(source: Any) -> Record:
     inner = getattr(source, "observer", None)
     if inner is not None and inner is not source:
         return as_record(inner)
-    raise TypeError(
-        f"diagnose takes an Observer, a Record or the path of a saved record, not {type(source).__name__}"
-    )
+    raise TypeError(f"diagnose takes an Observer, a Record or the path of a saved record, not {type(source).__name__}")
 
 
 def _recent_mean(values: Array) -> Array:

@@ -49,7 +49,7 @@ def median_over(values: Array, layers: Mask) -> Array:
     chosen = np.where(np.isfinite(values[:, layers]), values[:, layers], np.nan)
     if chosen.shape[1] == 0:
         return np.full(len(values), np.nan)
-    empty = np.isnan(chosen).all(axis=1)
+    empty = np.asarray(np.isnan(chosen).all(axis=1))
     return np.where(empty, np.nan, np.nanmedian(np.where(empty[:, None], 0.0, chosen), axis=1))
 
 

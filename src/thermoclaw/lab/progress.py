@@ -47,8 +47,8 @@ class Progress:
         self._drawn = 0  # characters on the current line
         self._last = ""
 
-    def update(self, done: int, *, note: str = "") -> None:
-        """Say how many steps are done; drawn only as often as someone could read it."""
+    def update(self, done: int, *, note: str | Callable[[], str] = "") -> None:
+        """Say how many steps are done; drawn, and the note asked for, only as often as someone could read it."""
         if not self._enabled:
             return
         now = self._clock()
@@ -57,7 +57,7 @@ class Progress:
         if now - self._drawn_at < every and not finished:
             return
         self._drawn_at = now
-        self._draw(self._line(min(done, self.total), now - self._start, note))
+        self._draw(self._line(min(done, self.total), now - self._start, note if isinstance(note, str) else note()))
 
     def print(self, text: str) -> None:
         """Write a line to standard output without tearing the bar."""

@@ -154,7 +154,9 @@ def tier3(scale: Scale, *, on_step: Callable[[str], None] = lambda note: None) -
         result = run_intervention(scale.tier3, seed=seed, on_step=lambda step, arms, note=note: on_step(note))
         failures = result.failures()
         wanted = "alarm, then dead without and alive with the remedy; AdamW silent"
-        yield Check("T3", f"intervention, seed {seed}", failures[0] if failures else _outcome(result), wanted, not failures)
+        yield Check(
+            "T3", f"intervention, seed {seed}", failures[0] if failures else _outcome(result), wanted, not failures
+        )
         for arm in result.arms:
             arm.observer.close()
 

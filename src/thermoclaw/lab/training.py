@@ -81,6 +81,7 @@ class Arm:
         scheduler: learning-rate schedule, or None.
         step: optimizer steps taken.
         loss: the last training loss, on the device.
+        begun_at: the step at which its observer began to count.
     """
 
     name: str
@@ -92,6 +93,15 @@ class Arm:
     scheduler: LambdaLR | None = None
     step: int = 0
     loss: Tensor = field(default_factory=lambda: torch.tensor(math.nan))
+    begun_at: int = 0
+
+    @property
+    def settings(self) -> str:
+        """The optimizer and its hyper-parameters, in words."""
+        group, lr = self.optimizer.param_groups[0], self.optimizer.defaults["lr"]
+        momentum = group["betas"][0] if "betas" in group else group["momentum"]
+        name = type(self.optimizer).__name__
+        return f"{name}, lr {lr:g}, momentum {momentum:g}, weight_decay {group['weight_decay']:g}"
 
     def train_step(self) -> None:
         """Take one optimizer step and show it to the observer."""
@@ -139,7 +149,7 @@ def start_arm(
     """
     model = make_gpt(workload.shape, seed=seed, device=workload.device)
     optimizer = make_optimizer(model.parameters())
-    observer = Observer(model, optimizer)
+    observer = Observer(model, optimizer, strict=True)
     batches = Batches(workload.corpus().train, workload.batch_size, workload.length, seed)
     scheduler = None
     if warmup_steps is not None:
@@ -162,7 +172,11 @@ def branch(arm: Arm, name: str, make_optimizer: MakeOptimizer) -> Arm:
     model.load_state_dict(arm.model.state_dict())
     optimizer = make_optimizer(model.parameters())
     optimizer.load_state_dict(copy.deepcopy(arm.optimizer.state_dict()))
-    return Arm(name, arm.workload, model, optimizer, arm.batches, Observer(model, optimizer), None, arm.step, arm.loss)
+    observer = Observer(model, optimizer, strict=True)
+    copied = Arm(name, arm.workload, model, optimizer, arm.batches, observer)
+    copied.step = copied.begun_at = arm.step
+    copied.loss = arm.loss
+    return copied
 
 
 def _warm_cosine(step: int, *, warmup_steps: int, total_steps: int) -> float:

@@ -21,7 +21,7 @@ from thermoclaw.derive import Derivation
 from thermoclaw.layers import Layout, Unit, lay_out, signature
 from thermoclaw.measure.columns import RAW, RAW_COLUMNS
 from thermoclaw.measure.hyper import GroupHyper, device_lrs, hyper_rows, read_groups
-from thermoclaw.measure.sums import Backend, make_backend, squared_norms, flat
+from thermoclaw.measure.sums import Backend, flat, make_backend, squared_norms
 from thermoclaw.quantities import LAYER_COLUMNS, RUN_COLUMNS
 from thermoclaw.record import Record
 
@@ -203,7 +203,7 @@ class Meter:
         losses = self._losses.take(count)
         notes = [self._notes.popleft() for _ in range(count)]
         first = self.num_rows - len(self._notes) - count - self.num_skipped
-        taken = ~(np.nan_to_num(raw[:, :, RAW["skipped"]]) > 0).any(axis=1)
+        taken = np.asarray(~(np.nan_to_num(raw[:, :, RAW["skipped"]]) > 0).any(axis=1))
         self.num_skipped += int((~taken).sum())
         done = self.num_rows - len(self._notes) - count
         self._skipped_rows.extend(done + 1 + np.flatnonzero(~taken))

@@ -45,7 +45,7 @@ def flat(x: Tensor, like: Tensor) -> Tensor:
         x, like = torch.view_as_real(x), torch.view_as_real(like)
     if like.is_contiguous():
         return x.reshape(-1)
-    order = sorted(range(like.dim()), key=lambda d: (-like.stride(d), d))
+    order = sorted(range(like.dim()), key=lambda d: (-int(like.stride(d)), d))
     return x.permute(order).reshape(-1)
 
 

@@ -15,7 +15,14 @@ from thermoclaw.quantities import R_IE_CAP, Array
 from thermoclaw.record import Record
 from thermoclaw.report import panels, style
 from thermoclaw.report.lettering import clean, number
-from thermoclaw.report.series import median_over_layers, parting, smooth, smoothing_width, sum_over_layers
+from thermoclaw.report.series import (
+    median_over_layers,
+    parting,
+    ratio_of_means,
+    smooth,
+    smoothing_width,
+    sum_over_layers,
+)
 
 WIDTH_IN, LEFT_IN, COLUMN_IN, RIGHT_IN = 11.0, 0.82, 4.35, 6.1
 TOP_IN, ROW_IN, GAP_IN, TABLE_LINE_IN = 1.15, 1.55, 0.5, 0.24
@@ -74,7 +81,7 @@ def compare(
 
     Returns:
         The table and the Figure. In the table, by label: `steps`; means over the last tenth of the run of `loss`,
-        `R_ie_total`, `rho_mean`, `D`, `E_param_dist`, `eq_frac` and `lr`; `loss_min`, the lowest smoothed loss; and
+        `R_ie_total` (a ratio of sums), `rho_mean`, `D`, `E_param_dist`, `eq_frac` and `lr`; `loss_min`, the lowest smoothed loss; and
         `parts_at`, the step at which the loss parted from the first run's. NaN where a run has no such number.
 
     Raises:
@@ -140,22 +147,25 @@ def _common_edges(records: Sequence[Record]) -> Array:
     return np.array([min(first for first, _ in spans) - 0.5, max(last for _, last in spans) + 0.5])
 
 
-def series_of(record: Record, name: str) -> Array:
-    """A quantity as one series per run, [T]: η as the median over layers, σ as the sum."""
+def series_of(record: Record, name: str, *, width: int = 1) -> Array:
+    """A quantity as one series per run, [T]: η as the median over layers, σ as the sum, R_ie as a ratio of means."""
     if name == "lr":
         return median_over_layers(record["lr"])
     if name == "sigma":
         return sum_over_layers(record["sigma"])
+    if name == "R_ie_total":
+        return ratio_of_means(record, width)
     return record[name]
 
 
 def _numbers(record: Record, reference: Record) -> dict[str, float]:
     """A run's row of the table."""
     row = {"steps": float(record.num_steps)}
-    tail = max(1, len(record) // 10)
-    for name in ("loss", "R_ie_total", "rho_mean", "D", "E_param_dist", "eq_frac", "lr"):
-        end = series_of(record, name)[-tail:]
-        row[name] = float(end.mean()) if len(end) and np.isfinite(end).all() else _finite_mean(end)
+    num_tail = max(1, len(record) // 10)
+    for name in ("loss", "rho_mean", "D", "E_param_dist", "eq_frac", "lr"):
+        row[name] = _finite_mean(series_of(record, name)[-num_tail:])
+    internal, external = (_finite_mean(record[name][-num_tail:]) for name in ("total_d_iS", "total_d_eS"))
+    row["R_ie_total"] = min(internal / external, R_IE_CAP) if external > 0 else R_IE_CAP if internal > 0 else internal
     mean = smooth(record["loss"], smoothing_width(len(record)))
     row["loss_min"] = float(np.nanmin(mean)) if np.isfinite(mean).any() else float("nan")
     parts = _parts(record, reference, "loss")
@@ -174,31 +184,47 @@ def _parts(record: Record, reference: Record, name: str) -> float | None:
         return None
     steps, mine, theirs = np.intersect1d(record.steps, reference.steps, return_indices=True)
     one, other = series_of(reference, name)[theirs], series_of(record, name)[mine]
+    if name == "R_ie_total":  # the share of overhead, which has no wild values
+        one, other = one / (1 + one), other / (1 + other)
     return parting(steps.astype(float), one, other, log=any(row[0] == name and row[2] == "log" for row in PANELS))
 
 
 def _panel(ax: Any, records: Sequence[Record], name: str, axis: str) -> None:
     """One quantity of all runs."""
-    means = []
-    raw = [series_of(record, name) for record in records]
+    widths = [1 if axis in ("share", "zero") else smoothing_width(len(record)) for record in records]
+    raw = [series_of(record, name, width=width) for record, width in zip(records, widths, strict=True)]
     finite = np.concatenate([values[np.isfinite(values)] for values in raw])
     if not len(finite) or (axis == "log" and not (finite > 0).any()):
         panels.no_data(ax)
         return
-    log = axis == "log" or (axis == "loss" and finite.min() > 0 and finite.max() > 20 * finite.min())
+    far = _far_apart([float(np.nanmax(values[np.isfinite(values)], initial=0.0)) for values in raw])
+    log = axis == "log" or (axis == "zero" and far) or (axis == "loss" and 0 < 20 * finite.min() < finite.max())
+    means = []
     for i, (record, values) in enumerate(zip(records, raw, strict=True)):
         color, dashes = _color(i)
-        width = 1 if axis in ("share", "zero") else smoothing_width(len(record))
-        means.append(smooth(values, width, log=log))
+        means.append(values if axis == "R_ie" else smooth(values, widths[i], log=log))
         panels.line(ax, record.steps, means[-1], color=color, ls=dashes, lw=1.5, zorder=3 - 0.01 * i)
     _scale(ax, name, axis if not log else "log", np.concatenate(means))
-    for i, record in enumerate(records[1:], start=1):
-        step = _parts(record, records[0], name)
-        if step is not None:
-            ax.plot(
-                step, 0, marker="^", ms=6, color=_color(i)[0], transform=ax.get_xaxis_transform(), clip_on=False,
-                zorder=5, mec="white", mew=0.5,
-            )  # fmt: skip
+    _triangles(ax, [(i, _parts(record, records[0], name)) for i, record in enumerate(records)])
+
+
+def _far_apart(peaks: Sequence[float]) -> bool:
+    """Whether the largest values of the runs differ so much that a linear axis would hide some."""
+    positive = [peak for peak in peaks if peak > 0]
+    return bool(positive) and max(positive) > 20 * min(positive)
+
+
+def _triangles(ax: Any, partings: Sequence[tuple[int, float | None]]) -> None:
+    """Where runs part, at the foot of a panel; those at the same place stand on each other."""
+    low, high = ax.get_xlim()
+    placed: list[float] = []
+    for i, step in sorted((i, step) for i, step in partings if step is not None):
+        level = sum(abs(step - other) < 0.02 * (high - low) for other in placed)
+        placed.append(step)
+        ax.plot(
+            step, 0.065 * level, marker="^", ms=6, color=_color(i)[0], transform=ax.get_xaxis_transform(),
+            clip_on=False, zorder=5, mec="white", mew=0.5,
+        )  # fmt: skip
 
 
 def _scale(ax: Any, name: str, axis: str, drawn: Array) -> None:

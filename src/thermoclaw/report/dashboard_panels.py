@@ -66,7 +66,8 @@ def overhead(ax: Any, record: Record) -> None:
     if width > 1:
         panels.line(ax, record.steps, raw, color=style.RAW, lw=0.7, alpha=0.7, zorder=2)
     panels.line(ax, record.steps, mean, color=style.LINE, lw=1.6, zorder=3)
-    top = min(max(float(np.nanmax(raw)) * 1.3, 8.0), R_IE_CAP * 1.5)
+    usual = max(float(np.nanmax(mean)), float(np.nanquantile(raw, 0.95)))  # single spikes may leave at the top
+    top = min(max(1.3 * usual, 8.0), R_IE_CAP * 1.5)
     panels.stretched_axis(ax.yaxis, top, linear_to=1.0, ticks=panels.R_IE_TICKS)
     panels.shade(ax, panels.R_IE_BANDS)
     last = last_value(mean)
@@ -205,7 +206,7 @@ def coherence(ax: Any, record: Record) -> None:
     if len(types) > 1:
         drawn = panels.type_lines(ax, record, types)
     mean = smooth(values, smoothing_width(len(record)))
-    panels.line(ax, record.steps, mean, color=style.INK, lw=1.8, zorder=3)
+    panels.line(ax, record.steps, mean, color=style.INK, lw=1.6, zorder=3)
     every = np.concatenate([mean, *drawn])
     low, high = float(np.nanmin(every)), float(np.nanmax(every))
     ax.set_ylim(max(min(low - 0.08, -0.25), -1.05), min(max(high + 0.08, 0.45), 1.05))

@@ -113,9 +113,9 @@ def number(value: float) -> str:
         return "∞" if value > 0 else "−∞"
     if value == 0:
         return "0"
-    if 1e-3 <= abs(value) < 1e4:
-        return f"{value:.3g}".replace("-", "−") if abs(value) < 1000 else f"{value:,.0f}".replace("-", "−")
     mantissa, exponent = f"{value:.1e}".split("e")
+    if 1e-3 <= abs(value) < 1e4 or (1e-4 < abs(value) < 1e-3 and mantissa not in ("1.0", "-1.0")):
+        return f"{value:.3g}".replace("-", "−") if abs(value) < 1000 else f"{value:,.0f}".replace("-", "−")
     power = "10" + str(int(exponent)).translate(_SUPERSCRIPT)
     lead = mantissa.removesuffix(".0").replace("-", "−")
     return power if lead == "1" else f"{lead}·{power}"

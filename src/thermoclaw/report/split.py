@@ -33,6 +33,12 @@ TOP_IN, ROW_IN, GAP_IN, MAP_IN = 1.2, 2.05, 0.62, 2.3
 MAP_LEFT_IN = 2.3
 NUM_WORST = 10
 
+NEGLIGIBLE = 0.01
+"""A layer with less than this part of its fair share of σ is not ranked: what its R_ie says is nobody's concern."""
+
+NOTHING = 1e-8
+"""Below this share of a step's σ a layer's R_ie is made of rounding errors and drawn as undefined."""
+
 
 def plot_entropy_split(
     record: Record, *, save_path: str | os.PathLike[str] | None = None, show: bool | None = None
@@ -100,21 +106,19 @@ def _shares(ax: Any, record: Record) -> None:
 def _amounts(ax: Any, record: Record) -> None:
     """The four parts and their sum, smoothed, on a logarithmic axis."""
     width = smoothing_width(len(record))
-    total = smooth(sum_over_layers(record["sigma"]), width, log=True)
-    limits = panels.log_limits(total)
-    if limits is None:
+    total = smooth(sum_over_layers(record["sigma"]), width)
+    if panels.log_limits(total) is None:
         panels.head(ax, "How much it is")
         panels.no_data(ax)
         return
-    lows = [limits[0]]
+    counting = [total]
     for part in SPLIT_PARTS:
-        values = smooth(sum_over_layers(record[part]), width, log=True)
-        panels.line(ax, record.steps, values, color=style.PART_LINES[part], lw=1.3)
-        if np.isfinite(values).any():
-            lows.append(float(np.nanmin(values)) / 1.3)
-    panels.line(ax, record.steps, total, color=style.INK, lw=1.8)
-    # A part that is next to nothing must not flatten the others.
-    panels.log_axis(ax, (max(min(lows), float(np.nanmin(total)) * 1e-4), limits[1]))
+        values = smooth(sum_over_layers(record[part]), width)
+        panels.line(ax, record.steps, np.where(values > 0, values, np.nan), color=style.PART_LINES[part], lw=1.3)
+        with np.errstate(invalid="ignore"):
+            counting.append(np.where(values > 1e-3 * total, values, np.nan))  # less must not flatten the others
+    panels.line(ax, record.steps, np.where(total > 0, total, np.nan), color=style.INK, lw=1.8)
+    panels.log_axis(ax, panels.log_limits(*counting) or (1e-9, 1.0))
     last = last_value(ratio_of_means(record, width))
     panels.head(ax, "How much it is", "black: all of σ", f"last R_ie {number(last)}")
     ax.set_ylabel("Σ over layers  (loss)")
@@ -174,7 +178,8 @@ def _worst(ax: Any, record: Record, rows: Any) -> None:
         return
     parts = _sums(record, rows, list(np.arange(len(record.layers))[:, None]))
     total = np.sum(parts, axis=0)
-    ratio = np.where(total > 0, _overhead_ratio(parts), -1.0)
+    counts = total > NEGLIGIBLE / len(total) * total.sum()
+    ratio = np.where(counts, _overhead_ratio(parts), -1.0)
     worst = [i for i in np.argsort(-ratio, kind="stable")[:NUM_WORST] if ratio[i] >= 0]
     panels.head(ax, title, _span(record, rows), "share of σ")
     if not worst:
@@ -191,22 +196,25 @@ def _worst(ax: Any, record: Record, rows: Any) -> None:
     ax.set_yticks(np.arange(len(worst)), [names[i] for i in worst])
     ax.tick_params(axis="y", length=0)
     for y, i in enumerate(worst):
-        share = f"{100 * total[i] / total.sum():.2g} %"
+        share = f"{100 * total[i] / total.sum():.2g} %" if total[i] > 1e-4 * total.sum() else "< 0.01 %"
         ax.text(top, y, f" {share}", va="center", size=8.5, color=style.SOFT, clip_on=False)
     ax.grid(False)
-    ax.set_xlabel("R_ie, color: its largest part")
+    ax.set_xlabel("R_ie, color: its largest part" + ("" if counts.all() else "; layers without σ left out"))
 
 
 def _map(ax: Any, record: Record) -> None:
     """R_ie of every layer at every step, as a ratio of sums within a bin."""
-    panels.head(ax, "R_ie of every layer", "overhead per unit of productive work: light is good, gray not defined")
+    panels.head(ax, "R_ie of every layer", "overhead per unit of productive work: light is good, gray without σ")
     if not len(record) or not np.isfinite(record["R_ie"]).any():
         panels.no_data(ax)
         return
     bins = make_bins(np.asarray(record.steps, dtype=float), panels.MAP_BINS)
     known = np.isfinite(record["d_iS"]) & np.isfinite(record["d_eS"])
     parts = [bin_sum(np.where(known, record[name], np.nan), bins) for name in ("d_eS", "d_iS")]
-    values = np.where(np.isfinite(parts[0]), _overhead_ratio(parts), np.nan)
+    sigma = parts[0] + parts[1]
+    with np.errstate(invalid="ignore"):
+        defined = sigma >= NOTHING * sum_over_layers(sigma)[:, None]
+    values = np.where(defined, _overhead_ratio(parts), np.nan)
     mesh = panels.heat_map(ax, record, values, bins, edges=panels.R_IE_EDGES, colors=panels.R_IE_COLORS)
     panels.layer_labels(ax, record, room_in=MAP_LEFT_IN)
     panels.color_key(ax, mesh, panels.R_IE_EDGES)

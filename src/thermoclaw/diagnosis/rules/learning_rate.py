@@ -1,0 +1,146 @@
+"""Steps that are too long."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from thermoclaw.diagnosis.finding import Finding
+from thermoclaw.diagnosis.remedies import Remedy
+from thermoclaw.diagnosis.selection import two_digits
+from thermoclaw.diagnosis.signals import LossView, Mask, held, median_over, trailing_mean, weights_of
+from thermoclaw.quantities import Array
+from thermoclaw.record import Record
+
+LR_UPDATE_RATIO = 0.02
+LR_COHERENCE = -0.1
+LR_OVERSHOOT_SHARE = 0.7
+LR_SIGMA_GROWTH = 10.0
+LR_THROWN, LR_THROWN_STEPS, LR_THROWN_SPIKE = 2.0, 20, 1.25
+LR_EXPLODED = 5.0
+
+
+def lr_too_high(record: Record) -> Finding | None:
+    """The steps are too long: the loss explodes, is thrown away at the start, or is lost later."""
+    loss = LossView.of(record)
+    if loss is None:
+        return None
+    signs = _StepSigns.of(record)
+    for kind, confidence, condition, rows in (
+        ("exploded", "HIGH", _exploded(record, loss, signs), 3),
+        ("thrown", "HIGH", _thrown(record, loss) & (loss.smooth > 0.5 * loss.start), 5),
+        ("lost", "HIGH", loss.lost() & (signs.count >= 2) & (np.arange(len(record)) >= 10), 10),
+        ("thrown", "MEDIUM", _thrown(record, loss) & (loss.smooth > 0.15 * loss.start), 10),
+        ("lost", "MEDIUM", loss.lost() & (signs.count >= 1) & (np.arange(len(record)) >= 10), 15),
+    ):
+        span = held(condition, rows)
+        if span is not None:
+            return _lr_finding(record, loss, signs, kind, confidence, span)
+    return None
+
+
+@dataclass(frozen=True)
+class _StepSigns:
+    """Signs that steps are too long, [T] each."""
+
+    update_ratio: Array
+    coherence: Array
+    overshoot_share: Array
+    sigma_growth: Array
+
+    @classmethod
+    def of(cls, record: Record) -> _StepSigns:
+        big = weights_of(record)
+        slope = np.where(np.isfinite(record["overshoot"]), record["overshoot"], 0.0).sum(axis=1)
+        sigma = np.where(np.isfinite(record["sigma"]), record["sigma"], 0.0).sum(axis=1)
+        return cls(
+            update_ratio=trailing_mean(median_over(record["update_ratio"], big), 20),
+            coherence=trailing_mean(median_over(record["coherence"], big), 20),
+            overshoot_share=trailing_mean((slope > 0).astype(float), 20),
+            sigma_growth=trailing_mean(sigma, 5) / max(float(np.median(sigma[:10])), 1e-300),
+        )
+
+    @property
+    def on(self) -> Mask:
+        """Which signs are on, [4, T]."""
+        return np.stack(
+            [
+                self.update_ratio > LR_UPDATE_RATIO,
+                self.coherence < LR_COHERENCE,
+                self.overshoot_share > LR_OVERSHOOT_SHARE,
+                self.sigma_growth > LR_SIGMA_GROWTH,
+            ]
+        )
+
+    @property
+    def count(self) -> Array:
+        """How many signs are on, [T]."""
+        return self.on.sum(axis=0)
+
+
+def _exploded(record: Record, loss: LossView, signs: _StepSigns) -> Mask:
+    """The loss stands at a multiple of all it was before, while steps rewrite the layers."""
+    values = record.loss
+    ceiling = np.maximum(loss.start, trailing_mean(values, 50)[0])
+    return np.asarray((values > LR_EXPLODED * np.abs(ceiling)) & (signs.update_ratio > LR_UPDATE_RATIO))
+
+
+def _thrown(record: Record, loss: LossView) -> Mask:
+    """The first steps threw the weights far from where they began and the loss up; judged from step 40 on."""
+    steps = record["step"]
+    nothing = np.zeros(len(record), dtype=bool)
+    if int(record.steps[0]) != 1 or loss.start <= 0:
+        return nothing
+    first = steps <= LR_THROWN_STEPS
+    with np.errstate(divide="ignore", invalid="ignore"):
+        distance = np.sqrt(record["distance"] / record["param_sq"][:1])
+    far = median_over(distance, weights_of(record))[first]
+    spike = record.loss[first]
+    reached = np.isfinite(far).any() and np.nanmax(far) > LR_THROWN
+    spiked = np.isfinite(spike).any() and np.nanmax(spike) > LR_THROWN_SPIKE * loss.start
+    return (steps >= 40) if reached and spiked else nothing
+
+
+def _lr_finding(
+    record: Record, loss: LossView, signs: _StepSigns, kind: str, confidence: str, span: tuple[int, int]
+) -> Finding:
+    start, row = span
+    on = signs.on[:, row]
+    ratio = float(signs.update_ratio[row])
+    words = [
+        f"a step rewrites {ratio:.1%} of a typical layer",
+        f"successive gradients oppose each other (coherence {signs.coherence[row]:.2f})",
+        f"{signs.overshoot_share[row]:.0%} of the steps went past the minimum along their own direction",
+        f"entropy production grew {signs.sigma_growth[row]:.3g}×",
+    ]
+    reasons = [word for word, yes in zip(words, on, strict=True) if yes]
+    if kind == "thrown":
+        reasons.insert(0, f"the first {LR_THROWN_STEPS} steps moved the weights by more than {LR_THROWN:g}× their norm")
+        ratio = max(ratio, float(np.nanmax(signs.update_ratio[: row + 1])))
+        start = 0
+    lr = float(np.nanmax(record["lr"][max(start, 0)]))
+    factor = float(np.clip(2e-3 / max(ratio, 1e-12), 0.003, 0.3)) if np.isfinite(ratio) else 0.1
+    now = record.loss[row] if kind == "exploded" else loss.smooth[row]
+    return Finding(
+        code="lr_too_high",
+        confidence=confidence,
+        title="learning rate too high",
+        seen=f"The loss stands at {now:.4g}, against {loss.start:.4g} at the start and "
+        f"{min(loss.best[row], loss.start):.4g} at best, and {'; '.join(reasons)}.",
+        meaning="The steps are longer than the region in which the gradient is a guide; the run diverges or settles at "
+        "a level where it has learned little.",
+        advice=f"Lower the learning rate from {lr:.3g} to about {two_digits(lr * factor):.2g}, and warm it up.",
+        source="Cohen et al. 2022 (arXiv 2207.14484); an update ratio of about 1e-3 is usual: Karpathy 2019",
+        first_step=int(record.steps[start]),
+        raised_step=int(record.steps[row]),
+        evidence={
+            "update_ratio": ratio,
+            "coherence": float(signs.coherence[row]),
+            "overshoot_share": float(signs.overshoot_share[row]),
+            "sigma_growth": float(signs.sigma_growth[row]),
+            "loss": float(now),
+            "loss_at_start": loss.start,
+        },
+        remedy=Remedy("lr", two_digits(lr * factor), lr),
+    )

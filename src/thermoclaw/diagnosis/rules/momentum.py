@@ -1,0 +1,51 @@
+"""Updates that follow gradients of long ago."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from thermoclaw.diagnosis.finding import Finding
+from thermoclaw.diagnosis.remedies import Remedy
+from thermoclaw.diagnosis.signals import held, median_over, trailing_mean, weights_of
+from thermoclaw.record import Record
+
+MOMENTUM_LEAST = 0.97
+MOMENTUM_COHERENCE = 0.05
+MOMENTUM_LASTING = 30
+
+
+def momentum_too_high(record: Record) -> Finding | None:
+    """The update follows gradients of long ago although today's gradients agree with each other."""
+    beta = float(np.nanmax(record["momentum"])) if len(record) else 0.0
+    if not beta >= MOMENTUM_LEAST or len(record) < 30:
+        return None
+    big = weights_of(record)
+    alignment = trailing_mean(median_over(record["alignment"], big), 25)
+    coherence = trailing_mean(median_over(record["coherence"], big), 25)
+    floor = float(np.sqrt(1.0 - beta**2))
+    lagging = (
+        (coherence > MOMENTUM_COHERENCE) & (alignment < np.maximum(0.5 * coherence, 0.0)) & (alignment < 0.5 * 0.44)
+    )
+    lagging &= record["step"] > min(2.0 / (1.0 - beta), 40)
+    lasting = held(lagging, MOMENTUM_LASTING)
+    span = lasting or held(lagging, 10)
+    if span is None:
+        return None
+    start, row = span
+    c, rho = float(alignment[row]), float(coherence[row])
+    confidence = "HIGH" if beta >= 0.99 and (lasting or c < 0.3 * rho) else "MEDIUM"
+    return Finding(
+        code="momentum_too_high",
+        confidence=confidence,
+        title="momentum over-damped",
+        seen=f"Successive gradients agree (coherence {rho:.2f}) but the update hardly follows them (alignment {c:.2f}; "
+        f"momentum β₁ = {beta:.4g} gives {floor:.2f} on pure noise, 0.9 gives 0.44).",
+        meaning="The update is an average over gradients from so long ago that it points where the loss was, not where "
+        "it is.",
+        advice=f"Lower β₁ (momentum) from {beta:.4g} to 0.9.",
+        source="docs: theory, alignment; the floor √(1 − β₁²) is exact for momentum on white noise",
+        first_step=int(record.steps[start]),
+        raised_step=int(record.steps[row]),
+        evidence={"alignment": c, "coherence": rho, "momentum": beta, "noise_floor": floor},
+        remedy=Remedy("momentum", 0.9, beta),
+    )

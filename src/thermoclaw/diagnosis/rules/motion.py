@@ -1,0 +1,100 @@
+"""Parameters that get no gradient, or get one and do not move."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from thermoclaw.diagnosis.finding import Finding, describe_layers
+from thermoclaw.diagnosis.selection import chosen, names_of
+from thermoclaw.diagnosis.signals import held
+from thermoclaw.record import Record
+
+
+def no_gradient(record: Record) -> Finding | None:
+    """No layer gets a gradient at all."""
+    if len(record) < 3:
+        return None
+    silent = (record["grad_sq"] == 0).all(axis=1)
+    never = (record["has_grad"] == 0).all(axis=1)
+    span = held(silent, 3)
+    if span is None or span[0] > 0:
+        return None
+    row = span[1]
+    what = "missing (None)" if never[row] else "exactly zero"
+    return Finding(
+        code="no_gradient",
+        confidence="HIGH",
+        title="no gradient reaches the optimizer",
+        seen=f"Every gradient was {what} in the first {row + 1} steps.",
+        meaning="The optimizer steps on nothing: the loss does not depend on these parameters, or the gradients were "
+        "cleared before the step.",
+        advice="Call zero_grad() after optimizer.step() and before backward(), not between backward() and step(); "
+        "check that the loss is computed from this model without detach() or no_grad().",
+        source="definition",
+        first_step=int(record.steps[0]),
+        raised_step=int(record.steps[row]),
+        evidence={"steps_without_gradient": float(silent.sum())},
+    )
+
+
+def frozen_layers(record: Record) -> Finding | None:
+    """Layers that get a gradient and do not move, or parameters that the optimizer was never given."""
+    if len(record) < 10:
+        return None
+    pushed = (record["grad_sq"] > 0) & (record["lr"] > 0)
+    still = pushed & (record["update_sq"] == 0)
+    stuck = np.zeros(len(record.layers), dtype=bool)
+    rows = []
+    for i in range(len(record.layers)):
+        span = held(still[:, i], 10)
+        if span is not None:
+            stuck[i] = True
+            rows.append(span)
+    if stuck.any():
+        start, row = min(rows)
+        names = describe_layers(chosen(record, stuck), len(record.layers))
+        return Finding(
+            code="frozen_layers",
+            confidence="HIGH",
+            title=f"{names} get gradients and do not move",
+            seen=f"{names} got gradients for at least 10 steps at a learning rate above zero and did not change by one "
+            "bit.",
+            meaning="The optimizer's step does not reach these weights, or is smaller than their number format holds.",
+            advice="Check that the optimizer was built after the model was moved or re-created; in bfloat16 or float16 "
+            "keep float32 master weights.",
+            source="TrainCheck (OSDI 2025); SageMaker Debugger, UnchangedTensor",
+            first_step=int(record.steps[start]),
+            raised_step=int(record.steps[row]),
+            layers=names_of(record, stuck),
+            evidence={"layers": int(stuck.sum())},
+        )
+    return _missing_parameters(record)
+
+
+def _missing_parameters(record: Record) -> Finding | None:
+    """Parameters outside the optimizer that get gradients and that nobody moves."""
+    missing = [str(name) for name in record.meta.get("unoptimized", ())]
+    if not missing:
+        return None
+    optimized = [name for layer in record.layers for name in layer.param_names]
+    order = [str(name) for name in record.meta.get("parameter_order", ())]
+    place = {name: i for i, name in enumerate(order)}
+    deliberate = bool(order) and max(place.get(n, 0) for n in missing) < min(place.get(n, 0) for n in optimized)
+    adapters = any(word in name.lower() for name in optimized for word in ("lora", "adapter", "prompt", "ia3"))
+    confidence = "LOW" if deliberate or adapters else "HIGH"
+    some = ", ".join(missing[:3]) + (" …" if len(missing) > 3 else "")
+    return Finding(
+        code="frozen_layers",
+        confidence=confidence,
+        title="parameters missing from the optimizer",
+        seen=f"{len(missing)} trainable parameters get gradients but are in no group of the optimizer and never "
+        f"change: {some}.",
+        meaning="They cost a backward pass and learn nothing."
+        + (" It looks deliberate: everything before the trained part is left out." if deliberate else ""),
+        advice="Add them to the optimizer, or set requires_grad = False on them to save the work.",
+        source="TrainCheck (OSDI 2025)",
+        first_step=int(record.steps[0]),
+        raised_step=int(record.steps[min(9, len(record) - 1)]),
+        layers=tuple(missing),
+        evidence={"missing_parameters": len(missing)},
+    )
