@@ -81,8 +81,9 @@ def compare(
 
     Returns:
         The table and the Figure. In the table, by label: `steps`; means over the last tenth of the run of `loss`,
-        `R_ie_total` (a ratio of sums), `rho_mean`, `D`, `E_param_dist`, `eq_frac` and `lr`; `loss_min`, the lowest smoothed loss; and
-        `parts_at`, the step at which the loss parted from the first run's. NaN where a run has no such number.
+        `R_ie_total` (a ratio of means), `rho_mean`, `D`, `E_param_dist`, `eq_frac` and `lr`; `loss_min`, the lowest
+        smoothed loss; and `parts_at`, the step at which the loss parted from the first run's. NaN where a run has no
+        such number.
 
     Raises:
         TypeError: one of `records` is no Record.
