@@ -77,6 +77,7 @@ class Meter:
         self.num_rows = 0
         self.num_skipped = 0
         self.last_step = 0
+        self.start_step = 0
         self._skipped_rows: deque[int] = deque(maxlen=4096)
         self._model, self._optimizer = model, optimizer
         self._notes: deque[_RowNotes] = deque()
@@ -202,7 +203,7 @@ class Meter:
             raw[:, part.places] = part.ring.take(count)
         losses = self._losses.take(count)
         notes = [self._notes.popleft() for _ in range(count)]
-        first = self.num_rows - len(self._notes) - count - self.num_skipped
+        first = self.start_step + self.num_rows - len(self._notes) - count - self.num_skipped
         taken = np.asarray(~(np.nan_to_num(raw[:, :, RAW["skipped"]]) > 0).any(axis=1))
         self.num_skipped += int((~taken).sum())
         done = self.num_rows - len(self._notes) - count
@@ -225,7 +226,12 @@ class Meter:
 
     def step_of(self, row: int) -> int:
         """The step number of a measured row; rows that a loss scaler skipped are not steps."""
-        return row - sum(skipped <= row for skipped in self._skipped_rows)
+        return self.start_step + row - sum(skipped <= row for skipped in self._skipped_rows)
+
+    def continue_from(self, step: int, *, epoch: int) -> None:
+        """Number the next step `step + 1`; only before the first row."""
+        self.start_step = self.last_step = step
+        self.epoch = epoch
 
     def record(
         self,

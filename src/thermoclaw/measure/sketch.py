@@ -4,11 +4,12 @@ S is linear, so S(θ) − S(θ₀) = S(θ − θ₀) and sketches of shards add 
 ⟨x, y⟩ with a standard deviation of ‖x‖‖y‖ √((1 + cos²)/p), and is exact where x has at most p elements (every element
 then has a bucket of its own). See docs: theory, the sketch.
 
-The sign of element i is read from a table of length 2w at (shift of chunk ⌊i/w⌋) + (i mod w), where w = p · ROWS: every
-pair of elements that meet in a bucket has independent signs, and the table stays in cache. Signs are a function of the
-index alone, so any backend on any device makes the same ones.
+The sign of element i is read from a table at (shift of chunk ⌊i/w⌋) + (i mod w), where the chunk width w is p times 64
+for units below a million elements and p times 128 above: every pair of elements that meet in a bucket has independent
+signs, and the table stays in cache. Signs are a function of the index and of the unit's size alone, so any backend on
+any device makes the same ones.
 
-Legend: N elements of a unit, p sketch size, w = p · ROWS chunk width.
+Legend: N elements of a unit, p sketch size, w chunk width.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-ROWS = 128
+ROWS_SMALL, ROWS_LARGE, LARGE = 64, 128, 1 << 20
 SIZES = (251, 509, 1021, 2039, 4093)
 
 _MASK = 0xFFFFFFFF
@@ -43,73 +44,104 @@ def chunk_shift(chunk: int, width: int) -> int:
     return int(mix(torch.tensor((chunk + 0x51ED270B) & _MASK, dtype=torch.int64, device="cpu"))) % width
 
 
+def chunk_rows(total: int) -> int:
+    """Rows of p elements that make a chunk, for a unit of `total` elements."""
+    return ROWS_LARGE if total >= LARGE else ROWS_SMALL
+
+
+_Piece = tuple[int, int, Tensor, Tensor]  # start and stop in the parameter, where it adds up, its signs
+
+
 class Sketcher:
     """Sketches the parameters of units into rows of a matrix [units, p].
 
     Args:
         sizes: for each unit the number of elements of each of its parameters.
         size: p, one of `SIZES`.
-        device, dtype: of the sketches; lower-precision inputs are widened as they are read.
+        device: where the sketches live.
+        dtype: of the sketches; lower-precision inputs are widened as they are read.
     """
 
     def __init__(self, sizes: list[list[int]], *, size: int, device: torch.device, dtype: torch.dtype) -> None:
         self.size = size
-        self._width = width = size * ROWS
-        biggest = max((sum(parts) for parts in sizes), default=0)
-        self._signs = sign_table(2 * width if biggest > size else 0, device=device, dtype=dtype)
-        self._acc = torch.zeros(min(width, -(-biggest // size) * size), device=device, dtype=dtype)
-        num_chunks = -(-biggest // width)
-        self._shifts = [chunk_shift(k, width) for k in range(num_chunks)]
-        self._exact = [sum(parts) <= size for parts in sizes]
         self._totals = [sum(parts) for parts in sizes]
         self._offsets = [[sum(parts[:i]) for i in range(len(parts))] for parts in sizes]
-        # for each unit and parameter: (start in the parameter, stop, start in the accumulator, start in the signs)
-        self._plans = [
-            [self._plan(offset, n) for offset, n in zip(offsets, parts, strict=True)]
-            for offsets, parts in zip(self._offsets, sizes, strict=True)
-        ]
+        self._rows = [chunk_rows(total) for total in self._totals]
+        widest = max((rows * size for rows, n in zip(self._rows, self._totals, strict=True) if n > size), default=0)
+        self._signs = sign_table(2 * widest, device=device, dtype=dtype)
+        self._acc = torch.zeros(widest, device=device, dtype=dtype)
+        self._plans = [self._plan(unit, parts) for unit, parts in enumerate(sizes)]
 
     @property
     def num_bytes(self) -> int:
         """Bytes of the sign table and the accumulator."""
         return sum(t.numel() * t.element_size() for t in (self._signs, self._acc))
 
-    def _plan(self, offset: int, n: int) -> list[tuple[int, int, int, int]]:
-        pieces = []
-        position = offset
-        while position < offset + n:
-            chunk, inside = divmod(position, self._width)
-            length = min(self._width - inside, offset + n - position)
-            start = position - offset
-            pieces.append((start, start + length, inside, self._shifts[chunk] + inside))
-            position += length
-        return pieces
+    def _plan(self, unit: int, parts: list[int]) -> list[list[_Piece]]:
+        """How each parameter of a unit is cut: at the borders of chunks."""
+        if self._totals[unit] <= self.size:
+            return []
+        width = self._rows[unit] * self.size
+        plan = []
+        for offset, n in zip(self._offsets[unit], parts, strict=True):
+            pieces = []
+            position = offset
+            while position < offset + n:
+                chunk, inside = divmod(position, width)
+                length = min(width - inside, offset + n - position)
+                sign_at = chunk_shift(chunk, width) + inside
+                start = position - offset
+                into, signs = self._acc[inside : inside + length], self._signs[sign_at : sign_at + length]
+                pieces.append((start, start + length, into, signs))
+                position += length
+            plan.append(pieces)
+        return plan
 
     def sketch(self, unit: int, tensors: list[Tensor | None], out: Tensor) -> None:
         """Write the sketch of one unit into `out` [p]. A tensor is flat and dense; None stands for zeros."""
-        if self._exact[unit]:
-            out.zero_()
-            for offset, x in zip(self._offsets[unit], tensors, strict=True):
-                if x is not None:
-                    out[offset : offset + x.numel()].copy_(x)
+        total, size = self._totals[unit], self.size
+        if total <= size:
+            self._copy(unit, tensors, out)
             return
-        rows = min(ROWS, -(-self._totals[unit] // self.size))
-        acc = self._acc[: rows * self.size]
-        acc.zero_()
-        for plan, x in zip(self._plans[unit], tensors, strict=True):
+        rows = min(self._rows[unit], -(-total // size))
+        acc = self._acc[: rows * size]
+        fresh = tensors[0] is not None and len(self._plans[unit][0]) > 1  # then its first piece fills every row
+        if not fresh:
+            acc.zero_()
+        for pieces, x in zip(self._plans[unit], tensors, strict=True):
             if x is None:
                 continue
-            for start, stop, at, sign_at in plan:
-                length = stop - start
-                acc[at : at + length].addcmul_(x[start:stop], self._signs[sign_at : sign_at + length])
-        torch.sum(acc.view(rows, self.size), 0, out=out)
+            for start, stop, into, signs in pieces:
+                if fresh:
+                    torch.mul(x[start:stop], signs, out=into)
+                    fresh = False
+                else:
+                    into.addcmul_(x[start:stop], signs)
+        torch.sum(acc.view(rows, size), 0, out=out)
+
+    def _copy(self, unit: int, tensors: list[Tensor | None], out: Tensor) -> None:
+        """A unit of at most p elements: each has a bucket of its own."""
+        total = self._totals[unit]
+        if total < self.size:
+            out[total:].zero_()
+        for offset, x, n in zip(self._offsets[unit], tensors, self._lengths(unit), strict=True):
+            if x is None:
+                out[offset : offset + n].zero_()
+            else:
+                out[offset : offset + n].copy_(x)
+
+    def _lengths(self, unit: int) -> list[int]:
+        offsets = self._offsets[unit]
+        return [b - a for a, b in zip(offsets, [*offsets[1:], self._totals[unit]], strict=True)]
 
     def add_sparse(self, unit: int, param: int, index: Tensor, values: Tensor, out: Tensor) -> None:
         """Add the sketch of a sparse tensor: `index` are flat positions in the parameter, int64, of `values`."""
         position = index + self._offsets[unit][param]
         values = values.to(out.dtype)
-        if not self._exact[unit]:
-            shifts = torch.tensor(self._shifts, device=position.device)
-            chunk = torch.div(position, self._width, rounding_mode="floor")
-            values = values * self._signs[shifts[chunk] + position % self._width]
+        if self._totals[unit] > self.size:
+            width = self._rows[unit] * self.size
+            chunks = range(-(-self._totals[unit] // width))
+            shifts = torch.tensor([chunk_shift(k, width) for k in chunks], device=position.device)
+            chunk = torch.div(position, width, rounding_mode="floor")
+            values = values * self._signs[shifts[chunk] + position % width]
         out.index_add_(0, position % self.size, values)

@@ -9,6 +9,7 @@ Legend: U units, K raw columns, p sketch size.
 
 from __future__ import annotations
 
+import sys
 from typing import Protocol
 
 import torch
@@ -18,6 +19,7 @@ from thermoclaw.layers import Unit
 from thermoclaw.measure.columns import RAW, RAW_COLUMNS
 from thermoclaw.measure.sketch import Sketcher
 
+_WIDE = (torch.float32, torch.float64)
 _NORM_ROW = 1024  # squared norms are summed in rows this long, then in double precision
 
 
@@ -45,7 +47,8 @@ def flat(x: Tensor, like: Tensor) -> Tensor:
         x, like = torch.view_as_real(x), torch.view_as_real(like)
     if like.is_contiguous():
         return x.reshape(-1)
-    order = sorted(range(like.dim()), key=lambda d: (-int(like.stride(d)), d))
+    strides = like.stride()
+    order = sorted(range(like.dim()), key=lambda d: (-strides[d], d))
     return x.permute(order).reshape(-1)
 
 
@@ -65,23 +68,33 @@ def flat_index(grad: Tensor) -> tuple[Tensor, Tensor]:
 
 def squared_norms(tensors: list[Tensor], *, dtype: torch.dtype) -> Tensor:
     """‖x‖² of each flat tensor, as a vector. Rows are summed in single precision, their sums in `dtype`."""
-    small = [i for i, x in enumerate(tensors) if x.numel() < 16 * _NORM_ROW]
-    result: list[Tensor | None] = [None] * len(tensors)
+    many = 16 * _NORM_ROW if tensors[0].device.type == "cpu" else sys.maxsize  # accelerators add up in trees
+    small = [i for i, x in enumerate(tensors) if x.numel() < many]
+    large = [i for i, x in enumerate(tensors) if x.numel() >= many]
+    parts = []
     if small:
-        wide = [t if t.dtype in (torch.float32, torch.float64) else t.float() for t in (tensors[i] for i in small)]
-        norms = torch.stack([n.to(dtype) for n in torch._foreach_norm(wide)]).square()
-        for place, norm in zip(small, norms.unbind(), strict=True):
-            result[place] = norm
-    for i, x in enumerate(tensors):
-        if result[i] is None:
-            acc = torch.float64 if x.dtype == torch.float64 else torch.float32
-            cut = x.numel() - x.numel() % _NORM_ROW
-            rows = torch.linalg.vector_norm(x[:cut].view(-1, _NORM_ROW), dim=1, dtype=acc).to(dtype)
-            total = torch.dot(rows, rows)
-            if cut < x.numel():
-                total = total + torch.linalg.vector_norm(x[cut:], dtype=acc).to(dtype).square()
-            result[i] = total
-    return torch.stack([r for r in result if r is not None])
+        wide = [x if x.dtype in _WIDE else x.float() for x in (tensors[i] for i in small)]
+        norms = torch._foreach_norm(wide)
+        if any(n.dtype != norms[0].dtype for n in norms):
+            norms = [n.to(dtype) for n in norms]
+        parts.append(torch.stack(norms).to(dtype).square_())
+    if large:
+        parts.append(torch.stack([_squared_norm(tensors[i], dtype=dtype) for i in large]))
+    if not small or not large:
+        return parts[0]
+    order = sorted(range(len(tensors)), key=(small + large).__getitem__)
+    return torch.cat(parts)[torch.tensor(order)]
+
+
+def _squared_norm(x: Tensor, *, dtype: torch.dtype) -> Tensor:
+    """‖x‖² of one large tensor: torch's own norm loses five digits on millions of elements."""
+    acc = torch.float64 if x.dtype == torch.float64 else torch.float32
+    cut = x.numel() - x.numel() % _NORM_ROW
+    rows = torch.linalg.vector_norm(x[:cut].view(-1, _NORM_ROW), dim=1, dtype=acc).to(dtype)
+    total = torch.dot(rows, rows)
+    if cut < x.numel():
+        total = total + torch.linalg.vector_norm(x[cut:], dtype=acc).to(dtype).square()
+    return total
 
 
 class _Common:
@@ -96,6 +109,7 @@ class _Common:
         # one entry a parameter: which unit it belongs to
         owner = [u for u, unit in enumerate(units) for _ in unit.params]
         self._owner = torch.tensor(owner, device=self.device)
+        self._nothing = torch.zeros(1, device=self.device, dtype=self.dtype)
         self._g_g = torch.zeros(len(units), device=self.device, dtype=self.wide)
 
     def _per_unit(self, norms: Tensor, owner: Tensor) -> Tensor:
@@ -121,17 +135,10 @@ class _Common:
         return [[flat(p.detach(), p.detach()) for p in unit.params] for unit in self.units]
 
     def _set_grad_norms(self, grads: list[list[Tensor | None]]) -> None:
-        dense, owner = [], []
-        for u, row in enumerate(grads):
-            for g in row:
-                if g is not None and g.numel():
-                    dense.append(g.values().reshape(-1) if g.is_sparse else g)
-                    owner.append(u)
-        if not dense:
-            self._g_g.zero_()
-            return
-        index = self._owner if len(owner) == len(self._owner) else torch.tensor(owner, device=self.device)
-        self._g_g = self._per_unit(squared_norms(dense, dtype=self.wide), index)
+        dense = [
+            self._nothing if g is None else g.values().reshape(-1) if g.is_sparse else g for row in grads for g in row
+        ]
+        self._g_g = self._per_unit(squared_norms(dense, dtype=self.wide), self._owner)
 
     def _param_norms(self, params: list[list[Tensor]]) -> Tensor:
         return self._per_unit(squared_norms([p for row in params for p in row], dtype=self.wide), self._owner)

@@ -49,7 +49,8 @@ RULES: tuple[Rule, ...] = (
         "Weight decay erodes layers faster than gradients rebuild them",
         "fall of ‖θ‖ from its peak, against what decay alone would do; decay's share of the step",
         f"norm down ≥ {decay.DECAY_DROP:.0%}, ≥ {decay.DECAY_UNOPPOSED:.0%} of free decay realised, decay ≥ "
-        f"{decay.DECAY_PULL} of the step; HIGH at κλ ≥ {decay.DECAY_RATE_HIGH:g} a step, MEDIUM at ≥ {decay.DECAY_RATE_MEDIUM:g}",
+        f"{decay.DECAY_PULL} of the step; HIGH at κλ ≥ {decay.DECAY_RATE_HIGH:g} a step, MEDIUM at ≥ "
+        f"{decay.DECAY_RATE_MEDIUM:g}",
         "Kosson et al. 2024 (arXiv 2305.17212)",
     ),
     Rule(
