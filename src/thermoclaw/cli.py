@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from thermoclaw.version import __version__
 
@@ -69,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _at_least(least: int):  # noqa: ANN202  (argparse wants a plain callable)
+def _at_least(least: int) -> Callable[[str], int]:
     """A converter that argparse reports by its message."""
 
     def convert(text: str) -> int:

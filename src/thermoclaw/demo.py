@@ -20,12 +20,7 @@ from thermoclaw.lab.training import Arm, Workload
 from thermoclaw.record import atomic_file
 from thermoclaw.version import __version__
 
-FILES = {
-    "report.txt": "the diagnosis of the unmodified arm",
-    "report.json": "the same for programs",
-    "history.csv": "every quantity by step and layer",
-    "results.json": "the table of the arms",
-}
+FILES = ("report.txt", "report.json", "history.csv")
 
 
 def run_demo(
@@ -68,9 +63,10 @@ def run_demo(
             where = folder if num_seeds == 1 else folder / f"seed-{seed}"
             report = diagnose(result.unmodified.observer)
             if not quiet:
-                print(f"\nThe report on the unmodified arm:\n\n{report}\n")
+                print(f"The report on the unmodified arm:\n\n{report}\n")
             written, missing = _write(result, report, where)
-            print(f"\n{_arms_table(result)}\n" if not quiet or num_seeds == 1 else "", end="")
+            if not quiet or num_seeds == 1:
+                print(f"Where the arms ended, on text that none had seen:\n\n{_arms_table(result)}")
             for arm in result.arms:
                 arm.observer.close()
             results.append(result)
@@ -132,7 +128,7 @@ def _arms_table(result: Intervention) -> str:
         end = result.perplexity[arm.name]
         share = end / result.vocab_size
         rows.append([arm.name, arm.settings, _alarm_words(arm), f"{end:,.0f}", f"{share:.0%}"])
-    return table(["arm", "optimizer", "alarm", "validation perplexity", "of the vocabulary"], rows)
+    return table(["arm", "optimizer", "alarm", "perplexity", "of vocabulary"], rows)
 
 
 def _seeds_table(results: Sequence[Intervention]) -> str:
@@ -187,7 +183,7 @@ def _write(result: Intervention, report: Report, folder: Path) -> tuple[list[str
     report.save(folder / "report.txt")
     report.save(folder / "report.json")
     record.to_csv(folder / "history.csv")
-    written += [name for name in FILES]
+    written += FILES
     try:
         from thermoclaw.report.plots import compare, plot_dashboard, plot_entropy_split
     except ImportError as error:

@@ -55,6 +55,8 @@ PYTHIA_410M = GPTShape(
 class Attention(nn.Module):
     """Causal self-attention."""
 
+    angles: Tensor  # of rotary positions, [T, dims/2]
+
     def __init__(self, shape: GPTShape) -> None:
         super().__init__()
         self.num_heads = shape.num_heads

@@ -150,8 +150,7 @@ def tier3(scale: Scale, *, on_step: Callable[[str], None] = lambda note: None) -
         A check per seed, as soon as it is done.
     """
     for seed in scale.seeds:
-        note = f"T3 seed {seed}"
-        result = run_intervention(scale.tier3, seed=seed, on_step=lambda step, arms, note=note: on_step(note))
+        result = run_intervention(scale.tier3, seed=seed, on_step=partial(_note_step, on_step, f"T3 seed {seed}"))
         failures = result.failures()
         wanted = "alarm, then dead without and alive with the remedy; AdamW silent"
         yield Check(
@@ -159,6 +158,10 @@ def tier3(scale: Scale, *, on_step: Callable[[str], None] = lambda note: None) -
         )
         for arm in result.arms:
             arm.observer.close()
+
+
+def _note_step(on_step: Callable[[str], None], note: str, step: int, arms: Sequence[Arm]) -> None:
+    on_step(note)
 
 
 def _outcome(result: Intervention) -> str:
