@@ -15,6 +15,7 @@ DECAY_DROP = 0.15
 DECAY_RATE_HIGH, DECAY_RATE_MEDIUM = 1e-2, 1e-3
 DECAY_UNOPPOSED = 0.5
 DECAY_PULL = 0.25
+DECAY_SLOW = 1e4  # steps for a factor e: what the usual recipes have
 DECAY_UNUSUAL, DECAY_UNUSUAL_COUPLED = 0.3, 5e-3
 
 
@@ -61,12 +62,8 @@ def _decay_finding(
     decay = float(record["weight_decay"][row][mask].max())
     fallen = float(np.median(drop[row][mask]))
     per_step = float(np.median(rate[row][mask]))
-    per_decay = per_step / decay
-    free_sq = np.maximum(record["update_sq"][row] - (rate[row] * np.sqrt(record["param_sq"][row])) ** 2, 0.0)[mask]
-    balance = float(
-        np.median(free_sq / (2.0 * per_decay * np.maximum(record["param_sq"][: row + 1, mask].max(axis=0), 1e-300)))
-    )
-    value = two_digits(min(decay / 10.0, max(balance, 1e-4 / per_decay)))
+    share = float(np.median(decay_pull(record)[row][mask] * (record["update_norm"] / record["param_norm"])[row][mask]))
+    value = two_digits(decay * min(0.1, 1.0 / (DECAY_SLOW * max(share, 1e-300))))
     return Finding(
         code="weight_decay_too_high",
         confidence=confidence,
@@ -76,7 +73,7 @@ def _decay_finding(
         meaning="Decay takes more from the weights than the gradient puts back; a layer whose norm goes to zero has no "
         "output left to learn with.",
         advice=f"Lower weight_decay from {decay:.3g} to about {value:.2g}, at which decay needs "
-        f"{1 / (per_decay * value):,.0f} steps for a factor e.",
+        f"{decay / (share * value):,.0f} steps for a factor e.",
         source="Kosson et al. 2024 (arXiv 2305.17212), balance of decay and update; thermoclaw 0.1.6, the norm drop",
         first_step=int(record.steps[start]),
         raised_step=int(record.steps[row]),

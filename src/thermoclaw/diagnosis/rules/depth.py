@@ -16,9 +16,11 @@ EXPLODE_RATIO = 70.0
 
 def _depth_profile(record: Record) -> tuple[Mask, Array] | None:
     """Weight layers in order of depth and the root mean square of their gradients, [T, n]."""
+    if len(record) < 20:
+        return None
     mask = weights_of(record) & np.array([layer.ltype != "embedding" for layer in record.layers], dtype=bool)
     mask &= record["has_grad"].mean(axis=0) > 0.5
-    if mask.sum() < 4 or len(record) < 20:
+    if mask.sum() < 4:
         return None
     sizes = np.array([layer.num_params for layer in record.layers], dtype=float)[mask]
     return mask, np.sqrt(record["grad_sq"][:, mask] / sizes)

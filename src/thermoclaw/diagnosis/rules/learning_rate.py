@@ -17,7 +17,8 @@ LR_UPDATE_RATIO = 0.02
 LR_COHERENCE = -0.1
 LR_OVERSHOOT_SHARE = 0.7
 LR_SIGMA_GROWTH = 10.0
-LR_THROWN, LR_THROWN_STEPS, LR_THROWN_SPIKE = 2.0, 20, 1.25
+LR_THROWN, LR_THROWN_STEPS, LR_THROWN_SPIKE = 2.0, 20, 1.2
+LR_STALLED_GAIN, LR_STALLED_STEP = 0.1, 100
 LR_EXPLODED = 5.0
 
 
@@ -32,6 +33,7 @@ def lr_too_high(record: Record) -> Finding | None:
         ("thrown", "HIGH", _thrown(record, loss) & (loss.smooth > 0.5 * loss.start), 5),
         ("lost", "HIGH", loss.lost() & (signs.count >= 2) & (np.arange(len(record)) >= 10), 10),
         ("thrown", "MEDIUM", _thrown(record, loss) & (loss.smooth > 0.15 * loss.start), 10),
+        ("thrown", "MEDIUM", _stalled(record, loss), 10),
         ("lost", "MEDIUM", loss.lost() & (signs.count >= 1) & (np.arange(len(record)) >= 10), 15),
     ):
         span = held(condition, rows)
@@ -86,20 +88,34 @@ def _exploded(record: Record, loss: LossView, signs: _StepSigns) -> Mask:
     return np.asarray((values > LR_EXPLODED * np.abs(ceiling)) & (signs.update_ratio > LR_UPDATE_RATIO))
 
 
+def _thrown_far(record: Record) -> bool:
+    """Whether the first steps of a fresh run moved the weights by a multiple of their own norm."""
+    first = record["step"] <= LR_THROWN_STEPS
+    if int(record.steps[0]) != 1:
+        return False
+    with np.errstate(divide="ignore", invalid="ignore"):
+        distance = np.sqrt(record["distance"][first] / record["param_sq"][:1])
+    far = median_over(distance, weights_of(record))
+    return bool(np.isfinite(far).any() and np.nanmax(far) > LR_THROWN)
+
+
 def _thrown(record: Record, loss: LossView) -> Mask:
     """The first steps threw the weights far from where they began and the loss up; judged from step 40 on."""
+    spike = record.loss[record["step"] <= LR_THROWN_STEPS]
+    spiked = np.isfinite(spike).any() and loss.start > 0 and np.nanmax(spike) > LR_THROWN_SPIKE * loss.start
+    return np.asarray((record["step"] >= 40) & bool(spiked and _thrown_far(record)))
+
+
+def _stalled(record: Record, loss: LossView) -> Mask:
+    """The first steps threw the weights far away, and since step 40 next to nothing was gained."""
     steps = record["step"]
-    nothing = np.zeros(len(record), dtype=bool)
-    if int(record.steps[0]) != 1 or loss.start <= 0:
-        return nothing
-    first = steps <= LR_THROWN_STEPS
-    with np.errstate(divide="ignore", invalid="ignore"):
-        distance = np.sqrt(record["distance"] / record["param_sq"][:1])
-    far = median_over(distance, weights_of(record))[first]
-    spike = record.loss[first]
-    reached = np.isfinite(far).any() and np.nanmax(far) > LR_THROWN
-    spiked = np.isfinite(spike).any() and np.nanmax(spike) > LR_THROWN_SPIKE * loss.start
-    return (steps >= 40) if reached and spiked else nothing
+    settled = np.flatnonzero(steps >= 40)
+    if loss.start <= 0 or not len(settled) or not _thrown_far(record):
+        return np.zeros(len(record), dtype=bool)
+    smooth = trailing_mean(record.loss, 20)
+    level = smooth[settled[0]]
+    little = level - smooth < LR_STALLED_GAIN * (loss.start - level)
+    return np.asarray((steps >= LR_STALLED_STEP) & little & (smooth > 0.3 * loss.start))
 
 
 def _lr_finding(
@@ -120,6 +136,7 @@ def _lr_finding(
         ratio = max(ratio, float(np.nanmax(signs.update_ratio[: row + 1])))
         start = 0
     lr = float(np.nanmax(record["lr"][max(start, 0)]))
+    back = "the start" if start < 10 else f"a checkpoint before step {int(record.steps[start])}"
     factor = float(np.clip(2e-3 / max(ratio, 1e-12), 0.003, 0.3)) if np.isfinite(ratio) else 0.1
     now = record.loss[row] if kind == "exploded" else loss.smooth[row]
     return Finding(
@@ -130,7 +147,8 @@ def _lr_finding(
         f"{min(loss.best[row], loss.start):.4g} at best, and {'; '.join(reasons)}.",
         meaning="The steps are longer than the region in which the gradient is a guide; the run diverges or settles at "
         "a level where it has learned little.",
-        advice=f"Lower the learning rate from {lr:.3g} to about {two_digits(lr * factor):.2g}, and warm it up.",
+        advice=f"Lower the learning rate from {lr:.3g} to about {two_digits(lr * factor):.2g}, warm it up, and go "
+        f"back to {back}: weights that were thrown this far rarely come back.",
         source="Cohen et al. 2022 (arXiv 2207.14484); an update ratio of about 1e-3 is usual: Karpathy 2019",
         first_step=int(record.steps[start]),
         raised_step=int(record.steps[row]),
