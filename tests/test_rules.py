@@ -184,8 +184,9 @@ def test_remedy_applied_at_the_alarm_makes_the_run_better(program, optimizer, kn
             if alarm.remedy is not None and alarm.remedy.knob == knob and not applied:
                 applied.extend(alarm.remedy.apply(inner))
 
-    left = train(program, optimizer, 220).record().loss[-30:].mean()
-    right = train(program, optimizer, 220, each=treat).record().loss[-30:].mean()
+    steps = 600 if program is mlp else 220
+    left = train(program, optimizer, steps).record().loss[-30:].mean()
+    right = train(program, optimizer, steps, each=treat).record().loss[-30:].mean()
     assert applied
     assert right < 0.95 * left
 

@@ -104,7 +104,7 @@ RULES: tuple[Rule, ...] = (
         stationarity.plateau,
         "The loss is stationary: converged or stalled",
         "slope of ten batch means over 1000 steps",
-        "95 % interval holds 0 and the trend is below 1 % of what was gained; never above LOW",
+        "95 % interval holds 0 and the trend is below 5 % of what was gained; never above LOW",
         "SASA, Lang et al. 2019 (arXiv 1909.09785)",
     ),
 )

@@ -8,7 +8,7 @@ from thermoclaw.diagnosis.finding import Finding
 from thermoclaw.diagnosis.signals import LossView
 from thermoclaw.record import Record
 
-PLATEAU_STEPS = 1000
+PLATEAU_STEPS, PLATEAU_TREND = 1000, 0.05
 
 
 def plateau(record: Record) -> Finding | None:
@@ -30,7 +30,7 @@ def plateau(record: Record) -> Finding | None:
     if view is None:
         return None
     gained = view.start - float(batches.mean())
-    flat = abs(slope) < 2.3 * error and abs(slope) * 10 < 0.01 * max(abs(gained), abs(view.start) * 0.01)
+    flat = abs(slope) < 2.3 * error and abs(slope) * 10 < PLATEAU_TREND * max(abs(gained), abs(view.start) * 0.01)
     lr = record["lr"][recent]
     fading = np.nanmax(lr[-1]) < 0.5 * np.nanmax(lr[0])  # a schedule on its way down is doing what it was told
     if not flat or fading:
