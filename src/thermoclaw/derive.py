@@ -39,6 +39,7 @@ class HyperRows:
     sign: Array
     decoupled: Array  # bool
     adaptive: Array  # bool
+    nesterov: Array  # bool
     has_grad: Array  # bool
 
 
@@ -183,7 +184,8 @@ class Derivation:
         products = {lag: add(raw[f"g_g{lag}"]) for lag in (1, 2, 3)}
         cosine = products[1] / np.sqrt(norm[3:] * norm[2:-1])
         now["coherence"] = np.clip(cosine, -1.0, 1.0)
-        now["noise"] = 0.5 * (exact[3:] + exact[2:-1]) - now["coherence"] * np.sqrt(exact[3:] * exact[2:-1])
+        both = np.sqrt(exact[3:] * exact[2:-1])
+        now["noise"] = 0.5 * (exact[3:] + exact[2:-1]) - np.where(both == 0, 0.0, now["coherence"] * both)
         earlier = self._lag["g_g2"].extend(products[2])[:-1]
         now["noise_free"] = products[3] - products[1] - earlier + norm[2:-1]
         now["grad_sketch"] = sketch
@@ -203,9 +205,8 @@ class Derivation:
         gradient_and_decay = (
             raw["gs_gs"] + 2 * hyper.sign * hyper.weight_decay * raw["g_p"] + hyper.weight_decay**2 * raw["ps_ps"]
         )
-        age = self._num_rows + 1 + np.arange(len(lr))[:, None]
-        build_up = (1 - hyper.dampening * (hyper.momentum > 0)) * (1 - hyper.momentum**age) / (1 - hyper.momentum)
-        kappa = np.where(hyper.decoupled, lr, lr * build_up)
+        age = self._num_rows + 1.0 + np.arange(len(lr), dtype=np.float64)[:, None]
+        kappa = np.where(hyper.decoupled, lr, lr * _build_up(hyper, age))
         kappa = np.where(hyper.adaptive, np.sqrt(raw["d_d"] / gradient_and_decay), kappa)
         pull = np.where(hyper.weight_decay > 0, kappa * hyper.weight_decay, 0.0)
         along = add(hyper.sign * (raw["g_d"] + pull * raw["g_p"]))
@@ -262,6 +263,14 @@ class Derivation:
             "d_iS_noise": aligned * overhead,
         }
         return {name: np.where(sigma == 0, 0.0, sigma * share) for name, share in parts.items()}
+
+
+def _build_up(hyper: HyperRows, age: Array) -> Array:
+    """What SGD's momentum makes of `age` forces of 1; the first enters undampened."""
+    beta = hyper.momentum
+    first = beta ** (age - 1)
+    buffer = first + (1 - hyper.dampening) * (1 - first) / (1 - beta)
+    return np.where(beta == 0, 1.0, np.where(hyper.nesterov, 1 + beta * buffer, buffer))
 
 
 def _mean(add: LayerSums, values: Array, weight: Array) -> Array:

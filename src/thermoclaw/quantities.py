@@ -63,6 +63,11 @@ def _ratio(top: Array, bottom: Array) -> Array:
         return np.where(bottom != 0, top / np.where(bottom != 0, bottom, 1.0), np.nan)
 
 
+def _product(cosine: Array, lengths: Array) -> Array:
+    """cosine · lengths, 0 where a length is 0 and the cosine therefore undefined."""
+    return np.where(lengths == 0, 0.0, cosine * lengths)
+
+
 def _root(square: Array) -> Array:
     with np.errstate(invalid="ignore"):
         return np.sqrt(np.maximum(square, 0.0)) + 0.0 * square  # the sum keeps NaN and Inf
@@ -363,7 +368,7 @@ QUANTITIES: tuple[Quantity, ...] = (
         "−⟨g, Δ⟩ = c ‖g‖ ‖Δ‖",
         "First-order loss that the step bought on its own batch.",
         "docs: theory, work and overshoot",
-        derive=lambda c: c["alignment"] * c["grad_norm"] * c["update_norm"],
+        derive=lambda c: _product(c["alignment"], c["grad_norm"] * c["update_norm"]),
     ),
     Quantity(
         "d_iS",

@@ -41,6 +41,7 @@ class GroupHyper(NamedTuple):
     sign: float  # −1 where the optimizer maximizes
     decoupled: float
     adaptive: float
+    nesterov: float
 
 
 def number(value: Any) -> float:
@@ -80,6 +81,7 @@ def read_group(optimizer: Any, group: dict[str, Any]) -> GroupHyper:
         sign=-1.0 if group.get("maximize") else 1.0,
         decoupled=float(kind == "decoupled"),
         adaptive=float(kind == "adaptive"),
+        nesterov=float(bool(group.get("nesterov"))),
     )
 
 
@@ -103,7 +105,7 @@ def hyper_rows(
 ) -> HyperRows:
     """Group numbers of B steps spread over units, [B, U] each."""
     values = np.array(groups, dtype=np.float64)[:, unit_group, :]
-    lr, weight_decay, momentum, dampening, sign, decoupled, adaptive = np.moveaxis(values, -1, 0)
+    lr, weight_decay, momentum, dampening, sign, decoupled, adaptive, nesterov = np.moveaxis(values, -1, 0)
     clean = np.clip(np.nan_to_num(momentum), 0.0, 1.0 - 1e-9)
     return HyperRows(
         lr=lr,
@@ -113,5 +115,6 @@ def hyper_rows(
         sign=sign,
         decoupled=decoupled > 0,
         adaptive=adaptive > 0,
+        nesterov=nesterov > 0,
         has_grad=np.array(has_grad, dtype=bool),
     )

@@ -4,10 +4,11 @@ S is linear, so S(θ) − S(θ₀) = S(θ − θ₀) and sketches of shards add 
 ⟨x, y⟩ with a standard deviation of ‖x‖‖y‖ √((1 + cos²)/p), and is exact where x has at most p elements (every element
 then has a bucket of its own). See docs: theory, the sketch.
 
-The sign of element i is read from a table at (shift of chunk ⌊i/w⌋) + (i mod w), where the chunk width w is p times 64
-for units below a million elements and p times 128 above: every pair of elements that meet in a bucket has independent
-signs, and the table stays in cache. Signs are a function of the index and of the unit's size alone, so any backend on
-any device makes the same ones.
+The sign of element i is read from a table at (shift of chunk ⌊i/w⌋) + (i mod w), times a sign of the chunk's own, where
+the chunk width w is p times 64 for units below a million elements and p times 128 above: every pair of elements that
+meet in a bucket has independent signs (without the chunk's sign, chunks whose shifts agree modulo p would not), and the
+table stays in cache. Signs are a function of the index and of the unit's size alone, so any backend on any device makes
+the same ones.
 
 Legend: N elements of a unit, p sketch size, w chunk width.
 """
@@ -44,12 +45,18 @@ def chunk_shift(chunk: int, width: int) -> int:
     return int(mix(torch.tensor((chunk + 0x51ED270B) & _MASK, dtype=torch.int64, device="cpu"))) % width
 
 
+def chunk_sign(chunk: int) -> int:
+    """±1, the factor on all signs of a chunk; +1 for the first."""
+    bits = mix(torch.tensor((chunk + 0x7F4A7C15) & _MASK, dtype=torch.int64, device="cpu"))
+    return 1 if chunk == 0 else 1 - 2 * (int(bits) & 1)
+
+
 def chunk_rows(total: int) -> int:
     """Rows of p elements that make a chunk, for a unit of `total` elements."""
     return ROWS_LARGE if total >= LARGE else ROWS_SMALL
 
 
-_Piece = tuple[int, int, Tensor, Tensor]  # start and stop in the parameter, where it adds up, its signs
+_Piece = tuple[int, int, Tensor, Tensor, int]  # start and stop in the parameter, where it adds up, its signs, a factor
 
 
 class Sketcher:
@@ -70,6 +77,7 @@ class Sketcher:
         widest = max((rows * size for rows, n in zip(self._rows, self._totals, strict=True) if n > size), default=0)
         self._signs = sign_table(2 * widest, device=device, dtype=dtype)
         self._acc = torch.zeros(widest, device=device, dtype=dtype)
+        self._lookup: dict[int, tuple[Tensor, Tensor]] = {}  # shifts and factors of units with sparse gradients
         self._plans = [self._plan(unit, parts) for unit, parts in enumerate(sizes)]
 
     @property
@@ -92,7 +100,7 @@ class Sketcher:
                 sign_at = chunk_shift(chunk, width) + inside
                 start = position - offset
                 into, signs = self._acc[inside : inside + length], self._signs[sign_at : sign_at + length]
-                pieces.append((start, start + length, into, signs))
+                pieces.append((start, start + length, into, signs, chunk_sign(chunk)))
                 position += length
             plan.append(pieces)
         return plan
@@ -111,12 +119,12 @@ class Sketcher:
         for pieces, x in zip(self._plans[unit], tensors, strict=True):
             if x is None:
                 continue
-            for start, stop, into, signs in pieces:
+            for start, stop, into, signs, factor in pieces:
                 if fresh:
-                    torch.mul(x[start:stop], signs, out=into)
+                    torch.mul(x[start:stop], signs, out=into)  # the first chunk's factor is 1
                     fresh = False
                 else:
-                    into.addcmul_(x[start:stop], signs)
+                    into.addcmul_(x[start:stop], signs, value=factor)
         torch.sum(acc.view(rows, size), 0, out=out)
 
     def _copy(self, unit: int, tensors: list[Tensor | None], out: Tensor) -> None:
@@ -140,8 +148,12 @@ class Sketcher:
         values = values.to(out.dtype)
         if self._totals[unit] > self.size:
             width = self._rows[unit] * self.size
-            chunks = range(-(-self._totals[unit] // width))
-            shifts = torch.tensor([chunk_shift(k, width) for k in chunks], device=position.device)
+            if unit not in self._lookup:
+                chunks = range(-(-self._totals[unit] // width))
+                shifts = torch.tensor([chunk_shift(k, width) for k in chunks], device=position.device)
+                factors = torch.tensor([chunk_sign(k) for k in chunks], device=position.device)
+                self._lookup[unit] = shifts, factors
+            shifts, factors = self._lookup[unit]
             chunk = torch.div(position, width, rounding_mode="floor")
-            values = values * self._signs[shifts[chunk] + position % width]
+            values = values * self._signs[shifts[chunk] + position % width] * factors[chunk]
         out.index_add_(0, position % self.size, values)

@@ -67,17 +67,14 @@ def flat_index(grad: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def squared_norms(tensors: list[Tensor], *, dtype: torch.dtype) -> Tensor:
-    """‖x‖² of each flat tensor, as a vector. Rows are summed in single precision, their sums in `dtype`."""
+    """‖x‖² of each flat tensor, as a vector. Large ones are summed in single precision by rows, all else in `dtype`."""
     many = 16 * _NORM_ROW if tensors[0].device.type == "cpu" else sys.maxsize  # accelerators add up in trees
     small = [i for i, x in enumerate(tensors) if x.numel() < many]
     large = [i for i, x in enumerate(tensors) if x.numel() >= many]
     parts = []
     if small:
         wide = [x if x.dtype in _WIDE else x.float() for x in (tensors[i] for i in small)]
-        norms = torch._foreach_norm(wide)
-        if any(n.dtype != norms[0].dtype for n in norms):
-            norms = [n.to(dtype) for n in norms]
-        parts.append(torch.stack(norms).to(dtype).square_())
+        parts.append(torch.stack(torch._foreach_norm(wide, 2, dtype)).square_())
     if large:
         parts.append(torch.stack([_squared_norm(tensors[i], dtype=dtype) for i in large]))
     if not small or not large:
