@@ -22,6 +22,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         0 for success or a healthy run; 1 for a demo or validation that failed, or a run with findings to act on; 2 for
         wrong use, with one line on standard error; 130 when interrupted.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a terminal that knows no σ shows a question mark
+            stream.reconfigure(errors="replace")
     arguments = _parser().parse_args(argv)
     try:
         return int(arguments.run(arguments))

@@ -92,8 +92,8 @@ def _introduction(workload: Workload, num_seeds: int) -> str:
     return wrap(
         f"Thermoclaw {__version__}: a small GPT learns English from the {len(corpus.train):,} tokens of Python's own "
         f"language reference (vocabulary {corpus.vocab_size:,}), {workload.steps} steps, {times}. One arm has SGD with "
-        "momentum 0.9 and weight_decay 5.0; beside it, a healthy arm has AdamW. Both are observed with the same three "
-        "lines."
+        "momentum 0.9 and weight_decay 5.0; beside it, a healthy arm has AdamW, at the same learning rate. Both are "
+        "observed with the same three lines."
     )
 
 

@@ -59,12 +59,12 @@ def python_source(*, max_bytes: int = 24_000_000, folder: str | None = None) -> 
         for name in sorted(names):
             if not name.endswith(".py") or left <= 0:
                 continue
-            data = Path(where, name).read_bytes()[:left]
+            data = (Path(where, name).read_bytes() + b"\n")[:left]
             left -= len(data)
             parts.append(data.decode("utf-8", errors="ignore"))
     if not parts:
         raise CorpusError(f"no Python source in {root}; run from an installation that keeps its .py files")
-    return "\n".join(parts)
+    return "".join(parts)
 
 
 @dataclass(frozen=True)
@@ -76,9 +76,9 @@ class Tokenizer:
     Example:
         >>> tokenizer = Tokenizer.build("the cat and the dog and the end", vocab_size=258)
         >>> tokenizer.pieces
-        (' the', ' and')
+        (' and', ' the')
         >>> tokenizer.encode("a the").tolist()
-        [97, 256]
+        [97, 257]
         >>> tokenizer.decode(tokenizer.encode("ünknown the"))
         'ünknown the'
     """

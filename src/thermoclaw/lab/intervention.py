@@ -33,8 +33,10 @@ FULL = Workload(
     GPT2_124M, "python", batch_size=16, length=512, steps=620, device="cuda", autocast=True, validation_tokens=262_144
 )
 
-_sgd = partial(torch.optim.SGD, lr=6e-4, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY)
-_adamw = partial(torch.optim.AdamW, lr=1e-3, weight_decay=0.01)
+LR = 6e-4  # of both; with momentum, decay then takes ηλ/(1 − β) = 3 % of the weights a step
+
+_sgd = partial(torch.optim.SGD, lr=LR, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY)
+_adamw = partial(torch.optim.AdamW, lr=LR, weight_decay=0.01)
 
 
 def default_seeds(count: int) -> tuple[int, ...]:

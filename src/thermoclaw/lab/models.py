@@ -173,12 +173,15 @@ def make_gpt(
     Returns:
         The model, in training mode.
     """
-    with torch.device("meta"):
-        model = GPT(shape).to(dtype)
-    model.to_empty(device=device)
-    if shape.tied:
-        model.lm_head.weight = model.wte.weight
-    _initialise(model, torch.Generator(device).manual_seed(seed))
+    place = torch.device(device)
+    before = torch.get_default_dtype()
+    with torch.random.fork_rng(devices=[place] if place.type == "cuda" else []), place:
+        torch.set_default_dtype(dtype)
+        try:
+            model = GPT(shape)
+        finally:
+            torch.set_default_dtype(before)
+    _initialise(model, torch.Generator(place).manual_seed(seed))
     return model
 
 
@@ -195,8 +198,6 @@ def _initialise(model: GPT, random: torch.Generator) -> None:
             module.weight.normal_(0.0, scale, generator=random)
             if isinstance(module, nn.Linear) and module.bias is not None:
                 module.bias.zero_()
-        elif isinstance(module, Attention) and module.rotary_dims:
-            module.angles = _rotary_angles(model.shape.context, module.rotary_dims).to(module.qkv.weight.device)
 
 
 def _is_tied(model: GPT, module: nn.Module) -> bool:
@@ -204,9 +205,9 @@ def _is_tied(model: GPT, module: nn.Module) -> bool:
 
 
 def _rotary_angles(context: int, dims: int) -> Tensor:
-    """Angles [T, dims/2] of rotary positions, base 10,000, on the CPU in float32."""
-    rates = 10000.0 ** (-torch.arange(0, dims, 2, dtype=torch.float32, device="cpu") / dims)
-    return torch.arange(context, dtype=torch.float32, device="cpu")[:, None] * rates
+    """Angles [T, dims/2] of rotary positions, base 10,000, in float32."""
+    rates = 10000.0 ** (-torch.arange(0, dims, 2, dtype=torch.float32) / dims)
+    return torch.arange(context, dtype=torch.float32)[:, None] * rates
 
 
 def _rotate(x: Tensor, angles: Tensor, dims: int) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -16,6 +17,7 @@ from thermoclaw.lab.analytic import Check
 from thermoclaw.lab.intervention import Intervention, loud, run_intervention
 from thermoclaw.lab.models import PYTHIA_410M, GPTShape
 from thermoclaw.lab.training import Arm, MakeOptimizer, Workload, start_arm
+from thermoclaw.quantities import Array
 
 LR, DECAY, BETAS = 3e-4, 0.01, (0.9, 0.999)
 
@@ -48,7 +50,7 @@ class Scale:
 LAPTOP = Scale(
     "laptop",
     Workload(GPTShape(vocab_size=2048, context=64, width=128, num_layers=4, num_heads=4), steps=300),
-    intervention.LAPTOP,
+    intervention.LAPTOP.with_steps(300),
 )
 FULL = Scale(
     "full",
@@ -132,11 +134,14 @@ def _said(report: Any) -> str:
 
 def _numbers(arm: Arm) -> str:
     """Coherence, overhead and loss over the second half of a run."""
-    record = arm.observer.record()
-    late = record.rows(start=arm.step // 2)
-    with np.errstate(invalid="ignore"):
-        rho, loss = float(np.nanmean(late["rho_mean"])), float(np.mean(late.loss))
-    return f"ρ {rho:.2f}, R_ie {float(np.nanmedian(late['R_ie_total'])):.1f}, loss {loss:.2f}"
+    late = arm.observer.record().rows(start=arm.step // 2)
+    rho, overhead, loss = (_mean(late[name]) for name in ("rho_mean", "R_ie_total", "loss"))
+    return f"ρ {rho:.2f}, R_ie {overhead:.1f}, loss {loss:.2f}"
+
+
+def _mean(values: Array) -> float:
+    good = values[np.isfinite(values)]
+    return float(good.mean()) if len(good) else math.nan
 
 
 def tier3(scale: Scale, *, on_step: Callable[[str], None] = lambda note: None) -> Iterator[Check]:
