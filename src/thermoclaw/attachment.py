@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -211,6 +212,21 @@ class Attachment:
         """Hand on every row, waiting for the device."""
         if not self.failed:
             self._guard(lambda: void(self.meter.ingest(everything=True)))
+
+    def resume(self, record: Record | None, *, step: int, epoch: int) -> bool:
+        """Continue a run after `step` steps; whether the earlier rows could be put before the new ones."""
+        self.meter.continue_from(step, epoch=epoch)
+        self._next_check = step + CHECK_EVERY_EARLY
+        mine = [(layer.name, layer.num_params) for layer in self.meter.layout.layers]
+        fits = record is not None and mine == [(layer.name, layer.num_params) for layer in record.layers]
+        if record is not None and fits:
+            earlier = record.rows(stop=step + 1)
+            self.meter.history.append(earlier.steps.astype(np.int64), earlier.layer_values, earlier.run_values)
+            self.events.extend(earlier.events)
+            raised = [event["finding"] for event in earlier.events if event.get("kind") == "alarm"]
+            self.alarms.extend(Finding.from_json(finding) for finding in raised)
+        self.events.append({"kind": "resume", "step": step})
+        return fits
 
     # -- the record -------------------------------------------------------------------------------------------------
 

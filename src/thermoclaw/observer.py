@@ -133,6 +133,43 @@ class Observer:
                 return observer
         return cls(model, optimizer)
 
+    def resume(self, record: Record | None = None, *, step: int | None = None, epoch: int | None = None) -> bool:
+        """Continue a run from a checkpoint: the next step is number `step + 1`, with the earlier rows before it.
+
+        Smoothed quantities, the baseline of `r` and the start of `distance` begin anew at the checkpoint: they are not
+        part of a record.
+
+        Args:
+            record: what was recorded up to the checkpoint; None where nothing was kept.
+            step: optimizer steps made before; by default the record's last.
+            epoch: epochs closed before; by default the record's last.
+
+        Returns:
+            Whether the earlier rows were taken; False without a record, or when its layers are not this model's.
+
+        Raises:
+            RuntimeError: a step was measured already.
+
+        Example:
+            >>> import torch, thermoclaw
+            >>> model = torch.nn.Linear(4, 2)
+            >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+            >>> observer = thermoclaw.Observer(model, optimizer)
+            >>> observer.resume(step=100)
+            False
+            >>> model(torch.ones(3, 4)).square().mean().backward(); optimizer.step()
+            >>> observer.step()["step"]
+            101
+        """
+        if self._attachment.meter.num_rows:
+            raise RuntimeError("resume() comes before the first step: call it right after Observer(model, optimizer)")
+        if step is None:
+            step = record.num_steps if record is not None else 0
+        if epoch is None:
+            epoch = int(record["epoch"][-1]) if record is not None and len(record) else 0
+        self._epoch_start = step
+        return self._attachment.resume(record, step=step, epoch=epoch)
+
     # -- in the loop ------------------------------------------------------------------------------------------------
 
     def step(self, loss: float | Tensor | None = None) -> Snapshot:
@@ -223,8 +260,9 @@ class Observer:
 
     @property
     def global_step(self) -> int:
-        """Optimizer steps measured so far."""
-        return self._attachment.meter.num_rows - self._attachment.meter.num_skipped
+        """Optimizer steps made so far, those before a `resume` included."""
+        meter = self._attachment.meter
+        return meter.start_step + meter.num_rows - meter.num_skipped
 
     @property
     def step_history(self) -> StepHistory:

@@ -276,7 +276,7 @@ class Record:
         if not source.exists():
             raise FileNotFoundError(f"no record at {source}")
         try:
-            with np.load(source, allow_pickle=False) as parts:
+            with open(source, "rb") as handle, np.load(handle, allow_pickle=False) as parts:
                 header = json.loads(bytes(parts["header"]).decode())
                 steps, layer_values, run_values = parts["steps"], parts["layer_values"], parts["run_values"]
             if int(header["schema_version"]) > SCHEMA_VERSION:
