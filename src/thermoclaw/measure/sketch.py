@@ -6,9 +6,9 @@ then has a bucket of its own). See docs: theory, the sketch.
 
 The sign of element i is read from a table at (shift of chunk ⌊i/w⌋) + (i mod w), times a sign of the chunk's own, where
 the chunk width w is p times 64 for units below a million elements and p times 128 above: every pair of elements that
-meet in a bucket has independent signs (without the chunk's sign, chunks whose shifts agree modulo p would not), and the
-table stays in cache. Signs are a function of the index and of the unit's size alone, so any backend on any device makes
-the same ones.
+meet in a bucket has independent signs, and the table stays in cache. (Shifts differ modulo p, or the rows of two chunks
+would share their signs; beyond p chunks the chunks' own signs keep the estimate unbiased.) Signs are a function of the
+index and of the unit's size alone, so any backend on any device makes the same ones.
 
 Legend: N elements of a unit, p sketch size, w chunk width.
 """
@@ -40,9 +40,10 @@ def sign_table(length: int, *, device: torch.device, dtype: torch.dtype) -> Tens
     return (1 - 2 * bits).to(device=device, dtype=dtype)
 
 
-def chunk_shift(chunk: int, width: int) -> int:
-    """Where in the sign table a chunk begins."""
-    return int(mix(torch.tensor((chunk + 0x51ED270B) & _MASK, dtype=torch.int64, device="cpu"))) % width
+def chunk_shift(chunk: int, width: int, size: int) -> int:
+    """Where in the sign table a chunk begins: at another place modulo p for each of p chunks in a row."""
+    bits = mix(torch.tensor((chunk + 0x51ED270B) & _MASK, dtype=torch.int64, device="cpu"))
+    return int(bits) % (width // size) * size + chunk % size
 
 
 def chunk_sign(chunk: int) -> int:
@@ -81,6 +82,19 @@ class Sketcher:
         self._plans = [self._plan(unit, parts) for unit, parts in enumerate(sizes)]
 
     @property
+    def signs(self) -> Tensor:
+        """The sign table."""
+        return self._signs
+
+    def width(self, unit: int) -> int:
+        """Chunk width of a unit; 0 where its elements have buckets of their own."""
+        return 0 if self._totals[unit] <= self.size else self._rows[unit] * self.size
+
+    def offsets(self, unit: int) -> list[int]:
+        """Where each parameter of a unit begins."""
+        return self._offsets[unit]
+
+    @property
     def num_bytes(self) -> int:
         """Bytes of the sign table and the accumulator."""
         return sum(t.numel() * t.element_size() for t in (self._signs, self._acc))
@@ -97,7 +111,7 @@ class Sketcher:
             while position < offset + n:
                 chunk, inside = divmod(position, width)
                 length = min(width - inside, offset + n - position)
-                sign_at = chunk_shift(chunk, width) + inside
+                sign_at = chunk_shift(chunk, width, self.size) + inside
                 start = position - offset
                 into, signs = self._acc[inside : inside + length], self._signs[sign_at : sign_at + length]
                 pieces.append((start, start + length, into, signs, chunk_sign(chunk)))
@@ -150,7 +164,7 @@ class Sketcher:
             width = self._rows[unit] * self.size
             if unit not in self._lookup:
                 chunks = range(-(-self._totals[unit] // width))
-                shifts = torch.tensor([chunk_shift(k, width) for k in chunks], device=position.device)
+                shifts = torch.tensor([chunk_shift(k, width, self.size) for k in chunks], device=position.device)
                 factors = torch.tensor([chunk_sign(k) for k in chunks], device=position.device)
                 self._lookup[unit] = shifts, factors
             shifts, factors = self._lookup[unit]

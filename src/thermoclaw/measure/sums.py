@@ -17,6 +17,7 @@ from torch import Tensor
 
 from thermoclaw.layers import Unit
 from thermoclaw.measure.columns import RAW, RAW_COLUMNS
+from thermoclaw.measure.native import NativePass
 from thermoclaw.measure.sketch import Sketcher
 
 _WIDE = (torch.float32, torch.float64)
@@ -131,14 +132,11 @@ class _Common:
     def _parameters(self) -> list[list[Tensor]]:
         return [[flat(p.detach(), p.detach()) for p in unit.params] for unit in self.units]
 
-    def _set_grad_norms(self, grads: list[list[Tensor | None]]) -> None:
-        dense = [
-            self._nothing if g is None else g.values().reshape(-1) if g.is_sparse else g for row in grads for g in row
-        ]
-        self._g_g = self._per_unit(squared_norms(dense, dtype=self.wide), self._owner)
-
-    def _param_norms(self, params: list[list[Tensor]]) -> Tensor:
-        return self._per_unit(squared_norms([p for row in params for p in row], dtype=self.wide), self._owner)
+    def _norms(self, tensors: list[list[Tensor | None]]) -> Tensor:
+        """‖x‖² of each unit; missing tensors count as zeros."""
+        flat_ones = [x for row in tensors for x in row]
+        dense = [self._nothing if x is None else x.values().reshape(-1) if x.is_sparse else x for x in flat_ones]
+        return self._per_unit(squared_norms(dense, dtype=self.wide), self._owner)
 
     def _write_lrs(self, out: Tensor, lrs: dict[int, Tensor], skipped: Tensor | None) -> None:
         out[:, RAW["lr"]] = float("nan")
@@ -160,16 +158,29 @@ class SketchBackend(_Common):
         self._sketcher = Sketcher(sizes, size=size, device=self.device, dtype=self.dtype)
         self._state = torch.full((len(units), self._SLOTS, size), float("nan"), device=self.device, dtype=self.dtype)
         self._now = 0
+        self._native = NativePass(sizes, self._sketcher) if self.device.type == "cpu" else None
         params = self._parameters()
-        for u, row in enumerate(params):
-            self._sketcher.sketch(u, list(row), self._state[u, self._P])
+        self._p_p = self._measure([list(row) for row in params], self._P)
         self._state[:, self._P + 1] = self._state[:, self._P]
         self._state[:, self._ORIGIN] = self._state[:, self._P]
-        self._p_p = self._param_norms(params)
 
     def num_bytes(self) -> int:
         """Bytes held between steps."""
         return self._state.numel() * self._state.element_size() + self._sketcher.num_bytes
+
+    def _measure(self, tensors: list[list[Tensor | None]], slot: int) -> Tensor:
+        """Sketch all units into a slot of the state and return their squared norms [U]."""
+        if self._native is not None:
+            norms = self._native([x for row in tensors for x in row], self._state[:, slot])
+            if norms is not None:
+                return self._per_unit(norms.to(self.wide), self._owner)
+        for u, row in enumerate(tensors):
+            out = self._state[u, slot]
+            self._sketcher.sketch(u, [None if x is None or x.is_sparse else x for x in row], out)
+            for i, x in enumerate(row):
+                if x is not None and x.is_sparse:
+                    self._sketcher.add_sparse(u, i, *flat_index(x), out)
+        return self._norms(tensors)
 
     def _slot(self, base: int, count: int, lag: int = 0) -> int:
         return base + (self._now - lag) % count
@@ -177,15 +188,8 @@ class SketchBackend(_Common):
     def read_gradients(self, *, scale: Tensor | None = None) -> None:
         """See `Backend`."""
         grads = self._gradients()
-        self._set_grad_norms(grads)
         slot = self._slot(self._G, 4)
-        for u, row in enumerate(grads):
-            out = self._state[u, slot]
-            dense = [None if g is None or g.is_sparse else g for g in row]
-            self._sketcher.sketch(u, dense, out)
-            for i, g in enumerate(row):
-                if g is not None and g.is_sparse:
-                    self._sketcher.add_sparse(u, i, *flat_index(g), out)
+        self._g_g = self._measure(grads, slot)
         if scale is not None:
             inverse = scale.reshape(()).to(self.device).reciprocal()
             self._state[:, slot].mul_(inverse.to(self.dtype))
@@ -197,8 +201,7 @@ class SketchBackend(_Common):
         state = self._state
         now, before = self._slot(self._P, 2), self._slot(self._P, 2, 1)
         # the slot of θ two steps ago takes θ now; Δ is formed from the two
-        for u, row in enumerate(params):
-            self._sketcher.sketch(u, list(row), state[u, now])
+        norms = self._measure([list(row) for row in params], now)
         delta = self._slot(self._D, 2)
         torch.sub(state[:, now], state[:, before], out=state[:, delta])
         grad = state[:, self._slot(self._G, 4)]
@@ -207,7 +210,7 @@ class SketchBackend(_Common):
         step = state[:, delta]
 
         out[:, RAW["g_g"]] = self._g_g
-        out[:, RAW["p_p"]] = self._param_norms(params)
+        out[:, RAW["p_p"]] = norms
         for name, slot in (
             ("gs_gs", self._slot(self._G, 4)),
             ("g_g1", self._slot(self._G, 4, 1)),
