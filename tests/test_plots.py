@@ -621,8 +621,8 @@ def test_short_names_drop_what_most_share() -> None:
 
 
 def test_numbers_are_short() -> None:
-    shown = [number(v) for v in (0.0, 1.0, -0.25, 1234.0, 1e-5, -3.2e-7, 12345.0, np.nan, np.inf, -np.inf, 1e300)]
-    assert shown == ["0", "1", "−0.25", "1,234", "10⁻⁵", "−3.2·10⁻⁷", "1.2·10⁴", "–", "∞", "−∞", "10³⁰⁰"]
+    shown = [number(v) for v in (0.0, 1.0, -0.25, 1234.0, 1e-4, 1e-5, -3.2e-7, 12345.0, np.nan, np.inf, -np.inf, 1e300)]
+    assert shown == ["0", "1", "−0.25", "1,234", "0.0001", "10⁻⁵", "−3.2·10⁻⁷", "1.2·10⁴", "–", "∞", "−∞", "10³⁰⁰"]
 
 
 def test_log_ticks_are_few_and_inside() -> None:

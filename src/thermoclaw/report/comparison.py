@@ -70,7 +70,7 @@ def compare(
     """Draw several runs into the same panels and tabulate how they ended and where they parted from the first.
 
     Lines are running means over a fortieth of each run. A triangle at the foot of a panel marks, in a run's color, the
-    step from which on it stays apart from the first run, by more than the noise of both and by more than 5 %.
+    step from which on it stays apart from the first run, by more than the noise of both and by more than 2 %.
 
     Args:
         records: the runs; the first is the reference.

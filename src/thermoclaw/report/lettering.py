@@ -54,7 +54,7 @@ def clean(text: object, *, width: float = math.inf, size: float = 9.0, cut_end: 
 
     Example:
         >>> print(clean("w$1$\n_a"), clean("transformer.h.11.attn.c_attn", width=100))
-        w\$1\$ _a transf…attn.c_attn
+        w\$1\$ _a transfor….attn.c_attn
     """
     whole = short = plain(text)
     for kept in range(len(whole) - 1, -1, -1):
@@ -77,7 +77,7 @@ def short_names(names: Sequence[str], *, width: float, size: float) -> list[str]
         The names, escaped for matplotlib, in the same order.
 
     Example:
-        >>> short_names(["gpt.h.0.attn.c_attn", "gpt.h.1.attn.c_attn", "head"], width=80, size=8)
+        >>> short_names(["gpt.h.0.attn.c_attn", "gpt.h.1.attn.c_attn", "head"], width=72, size=8)
         ['…h.0.attn.c_attn', '…h.1.attn.c_attn', 'head']
     """
     shown = [plain(name) or "(unnamed)" for name in names]
@@ -114,7 +114,7 @@ def number(value: float) -> str:
     if value == 0:
         return "0"
     mantissa, exponent = f"{value:.1e}".split("e")
-    if 1e-3 <= abs(value) < 1e4 or (1e-4 < abs(value) < 1e-3 and mantissa not in ("1.0", "-1.0")):
+    if 1e-4 <= abs(value) < 1e4:
         return f"{value:.3g}".replace("-", "−") if abs(value) < 1000 else f"{value:,.0f}".replace("-", "−")
     power = "10" + str(int(exponent)).translate(_SUPERSCRIPT)
     lead = mantissa.removesuffix(".0").replace("-", "−")

@@ -90,7 +90,7 @@ def unit_label(name: str) -> str:
 def time_axis(ax: Any, edges: Array, *, label: bool) -> None:
     """The axis of steps; the lowest panel of a column carries the numbers."""
     ax.set_xlim(edges[0], edges[-1])
-    ax.xaxis.set_major_locator(style.MaxNLocator(nbins=6, steps=[1, 2, 5, 10], integer=True, min_n_ticks=1))
+    ax.xaxis.set_major_locator(style.MaxNLocator(nbins=6, steps=[1, 2, 2.5, 5, 10], integer=True, min_n_ticks=1))
     ax.xaxis.set_major_formatter(style.FuncFormatter(lambda step, _: f"{step:,.0f}"))
     if label:
         ax.set_xlabel("step")

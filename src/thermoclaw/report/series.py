@@ -169,7 +169,7 @@ def silent_from(steps: Array, values: Array) -> float | None:
 
 
 def parting(steps: Array, one: Array, other: Array, *, log: bool = False) -> float | None:
-    """The step from which on two series stay apart, by more than their noise and by more than 5 % of their size.
+    """The step from which on two series stay apart, by more than their noise and by more than 2 % of their size.
 
     Both series are smoothed over a fortieth of the run. "Apart" means that the smoothed curves differ by more than
     four standard errors of the running mean, estimated from what smoothing removed. None where they never part, or
@@ -199,7 +199,7 @@ def parting(steps: Array, one: Array, other: Array, *, log: bool = False) -> flo
         rest = rest[np.isfinite(rest)]
         noise = 1.4826 * float(np.median(np.abs(rest))) if len(rest) else 0.0
         size = 1.0 if log else np.maximum(np.abs(a), np.abs(b))
-        near = np.abs(a - b) <= np.maximum(4.0 * noise * np.sqrt(2.0 / width), 0.05 * size)
+        near = np.abs(a - b) <= np.maximum(4.0 * noise * np.sqrt(2.0 / width), 0.02 * size)
     lost = np.isfinite(a) != np.isfinite(b)  # one of the two has no value any more
     together = np.flatnonzero((near | ~both) & ~lost)
     first = int(together[-1]) + 1 if len(together) else 0
