@@ -17,7 +17,6 @@ import argparse
 import json
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -122,21 +121,38 @@ def instrument(model: Any, optimizer: Any) -> tuple[Any, Any]:
     return (observer, after), held
 
 
-def count_reads(work: Any) -> int:
-    """How many values the host asked tensors for (`.item()` and its like) while `work()` ran."""
-    from torch.utils._python_dispatch import TorchDispatchMode
+def thermoclaw_version() -> str:
+    """The version of the package that this environment has."""
+    from importlib.metadata import version
 
-    class Counter(TorchDispatchMode):
-        reads = 0
+    return version("thermoclaw")
 
-        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            if "_local_scalar_dense" in str(func):
-                Counter.reads += 1
-            return func(*args, **(kwargs or {}))
 
-    with Counter():
-        work()
-    return Counter.reads
+class ReadCounter:
+    """Counts, while it is on, the values that the host asks tensors for (`.item()` and its like) in wrapped calls."""
+
+    def __init__(self) -> None:
+        self.on = False
+        self.reads = 0
+
+    def wrap(self, call: Any) -> Any:
+        """The same callable, counted."""
+        from torch.utils._python_dispatch import TorchDispatchMode
+
+        outer = self
+
+        class Mode(TorchDispatchMode):
+            def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+                outer.reads += "_local_scalar_dense" in str(func)
+                return func(*args, **(kwargs or {}))
+
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            if not self.on:
+                return call(*args, **kwargs)
+            with Mode():
+                return call(*args, **kwargs)
+
+        return counted
 
 
 def worker(size: str, threads: int) -> None:
@@ -149,18 +165,18 @@ def worker(size: str, threads: int) -> None:
     params = list(model.parameters())
     optimizer = torch.optim.AdamW(params, lr=1e-4)
     generator = torch.Generator().manual_seed(1)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     (observer, after), held = instrument(model, optimizer)
-    watch = Stopwatch()
+    watch, counter = Stopwatch(), ReadCounter()
     attachment = getattr(observer, "_attachment", None)
     if attachment is not None:  # the hooks run inside optimizer.step(): time them apart from it
-        attachment.before_step = watch.wrap(attachment.before_step)
-        attachment.after_step = watch.wrap(attachment.after_step)
+        attachment.before_step = watch.wrap(counter.wrap(attachment.before_step))
+        attachment.after_step = watch.wrap(counter.wrap(attachment.after_step))
+    after = counter.wrap(after)
     if not real:
         for p in params:
             p.grad = torch.randn(p.shape, generator=generator) * 1e-3
 
-    def one(timed: bool = True) -> dict[str, float]:
+    def one() -> dict[str, float]:
         start = time.perf_counter()
         loss: Any = torch.zeros(())
         if real:
@@ -173,8 +189,7 @@ def worker(size: str, threads: int) -> None:
         optimizer.step()
         stepped = time.perf_counter()
         hooks = watch.lap()
-        # 0.1.6 takes a float; handing it a tensor would hide the read that its users pay for
-        after(loss if attachment is not None else float(loss))
+        after(loss if attachment is not None else loss.item())  # 0.1.6 takes a number
         done = time.perf_counter()
         if real:
             optimizer.zero_grad()
@@ -189,12 +204,23 @@ def worker(size: str, threads: int) -> None:
 
     num_params = sum(p.numel() for p in params)
     print(
-        json.dumps({"ready": True, "num_params": num_params, "num_tensors": len(params), "rss_before_kib": before}),
+        json.dumps(
+            {
+                "ready": True,
+                "num_params": num_params,
+                "num_tensors": len(params),
+                "version": thermoclaw_version(),
+                "rss_before_kib": before,
+            }
+        ),
         flush=True,
     )
     for line in sys.stdin:
         if line.strip() == "reads":
-            reply: dict[str, float] = {"reads": float(count_reads(lambda: one(False)))}
+            counter.on, counter.reads = True, 0
+            one()
+            reply: dict[str, float] = {"reads": float(counter.reads)}
+            counter.on = False
         elif line.strip() == "step":
             reply = one()
         else:
@@ -220,7 +246,11 @@ class Arm:
     def __init__(self, name: str, python: str, size: str, threads: int) -> None:
         self.name = name
         command = [python, str(Path(__file__).resolve()), "--worker", size, "--threads", str(threads)]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1)
+        # each environment finds its own package, whatever the path of this one says
+        own = {k: v for k, v in os.environ.items() if k != "PYTHONPATH" or python == sys.executable}
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1, env=own, cwd=HERE
+        )
         self.about = self._answer()
         self.rows: list[dict[str, float]] = []
 
@@ -281,6 +311,7 @@ def _summary(arm: Arm, size: str, threads: int) -> dict[str, Any]:
     num_params = arm.about["num_params"]
     return {
         "arm": arm.name,
+        "version": arm.about["version"],
         "size": size,
         "threads": threads,
         "steps": len(arm.rows),
