@@ -10,6 +10,7 @@ import weakref
 from collections.abc import Callable
 from typing import Any, Protocol
 
+import torch
 from torch.optim import Optimizer
 
 
@@ -49,7 +50,6 @@ class Hooks:
         def before(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             alive = ref()
             if alive is None:
-                _remove(handles)
                 return
             closure = args[0] if args else kwargs.get("closure")
             alive.before_step(closure=closure is not None)
@@ -59,8 +59,9 @@ class Hooks:
             if alive is not None:
                 alive.after_step()
 
-        handles.append(optimizer.register_step_pre_hook(before))
-        handles.append(optimizer.register_step_post_hook(after))
+        # around a compiled step() they run as they are: tracing them would compile the measurement
+        handles.append(optimizer.register_step_pre_hook(torch.compiler.disable(before)))
+        handles.append(optimizer.register_step_post_hook(torch.compiler.disable(after)))
         self._remove: Callable[[], None] = lambda: _remove(handles)
         self._finalizer = weakref.finalize(target, _remove, handles)
 

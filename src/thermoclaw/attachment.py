@@ -45,6 +45,7 @@ def attach(
     """The attachment with these settings: the one already there, or a new one."""
     for attachment in attached_to(optimizer):
         if attachment.meter.settings == settings and attachment.model_is(model):
+            attachment.strict = attachment.strict or strict
             return attachment
     return Attachment(model, optimizer, settings, strict=strict)
 
@@ -67,13 +68,15 @@ class Attachment:
         self._losses: list[float | Tensor] = []
         self._warned: set[str] = set()
         self._versions = {name: p._version for name, p in self.meter.layout.unoptimized.items()}
+        models = model if isinstance(model, list) else [model]
+        self._parameter_order = [name for part in models for name, _ in part.named_parameters()]
         self._start_versions = self._version_sum()
         self._polls = 0
         self._polled: set[int] = set()
         self._missing: dict[str, bool] = {}
         self.hooks: Hooks | None = Hooks(optimizer, self) if can_hook(optimizer) else None
         if self.hooks is None:
-            logger.info(
+            logger.warning(
                 "thermoclaw: %s has no step hooks; gradients are read at observer.step(), so call it after "
                 "optimizer.step() and before zero_grad()",
                 type(optimizer).__name__,
@@ -94,9 +97,7 @@ class Attachment:
         except Exception:
             if self.strict:
                 raise
-            self.failed = True
-            if self.hooks is not None:
-                self.hooks.remove()
+            self.failed = True  # the hooks stay until later: torch is going through them just now
             logger.exception(
                 "thermoclaw: measuring failed and is off from here on; training goes on. What was recorded up to "
                 "now can still be diagnosed. Please report this traceback."
@@ -139,29 +140,24 @@ class Attachment:
         checked = self._check_loss(loss)
         if checked is None:
             return
-        self._losses.append(checked)
-        if not fresh:
+        if not fresh:  # kept for later: a copy, as the user may go on adding to the tensor
+            self._losses.append(checked.clone() if isinstance(checked, Tensor) else checked)
             self._losses = self._losses[-4096:]
             return
+        self._losses.append(checked)
         losses, self._losses = self._losses, []
-        if len(losses) == 1:
-            self.meter.set_loss(losses[0])
-        elif any(isinstance(x, Tensor) for x in losses):
-            device = next(x.device for x in losses if isinstance(x, Tensor))
-            self.meter.set_loss(torch.stack([torch.as_tensor(x, device=device).float() for x in losses]).mean())
-        else:
-            self.meter.set_loss(math.fsum(float(x) for x in losses) / len(losses))
+        self._guard(lambda: self.meter.set_loss(_mean(losses)))
 
     def _check_loss(self, loss: Any) -> float | Tensor | None:
         """A scalar without a graph, or None with one message."""
         if loss is None:
             return None
-        if isinstance(loss, Tensor) and loss.numel() == 1:
+        if isinstance(loss, Tensor) and loss.numel() == 1 and not loss.is_complex():
             return loss.detach().reshape(())
         try:
             if not isinstance(loss, Tensor):
                 return float(loss)
-            problem = f"a tensor of shape {tuple(loss.shape)}"
+            problem = f"a {str(loss.dtype).removeprefix('torch.')} tensor of shape {tuple(loss.shape)}"
         except (TypeError, ValueError):
             problem = f"{type(loss).__name__}"
         message = (
@@ -181,22 +177,35 @@ class Attachment:
 
     # -- rows to findings -------------------------------------------------------------------------------------------
 
-    def advance(self) -> None:
-        """Hand on rows that are due and let the rules look at fixed steps."""
+    def advance(self, *, settled: bool = False) -> None:
+        """Hand on rows that are due and let the rules look at fixed steps; `settled`: the newest row has its loss."""
+        if self.failed and self.hooks is not None:
+            self.hooks.remove()
+        if settled:
+            self.meter.settle()
         self._guard(self._advance)
 
     def _advance(self) -> None:
         self.meter.ingest()
         self._look_for_missing()
-        last = int(self.meter.last_step)
+        last = self.meter.due_step
         if last < self._next_check:
             return
         self._next_check = last + (CHECK_EVERY_EARLY if last < EARLY else CHECK_EVERY)
-        for finding in live_findings(self.record(), known=self.alarms):
+        for finding in live_findings(self.record(stop=last + 1), known=self.alarms):
             self.alarms.append(finding)
             self.events.append({"kind": "alarm", "step": finding.raised_step, "finding": finding.to_json()})
             for tell in self.on_alarm:
-                tell(finding)
+                self._tell(tell, finding)
+
+    def _tell(self, tell: Callable[[Finding], None], finding: Finding) -> None:
+        """Call a user's callback; its errors are its own, and measuring goes on."""
+        try:
+            tell(finding)
+        except Exception:
+            if self.strict:
+                raise
+            logger.exception("thermoclaw: a callback given to on_alarm failed; measuring goes on")
 
     def _look_for_missing(self) -> None:
         """Parameters outside the optimizer that get gradients: note them, unless somebody else moves them."""
@@ -230,6 +239,10 @@ class Attachment:
 
     # -- the record -------------------------------------------------------------------------------------------------
 
+    def step_record(self, step: int) -> Record:
+        """One measured step as a Record: of a single row, or of none where that row is gone."""
+        return self.meter.step_record(step, meta=self.meta(), events=tuple(self.events))
+
     def record(self, *, start: int | None = None, stop: int | None = None) -> Record:
         """What was handed on so far with start ≤ step < stop, as a Record."""
         return self.meter.record(meta=self.meta(), events=tuple(self.events), start=start, stop=stop)
@@ -254,6 +267,7 @@ class Attachment:
             "num_params": sum(layer.num_params for layer in layout.layers),
             "num_skipped": self.meter.num_skipped,
             "unoptimized": [name for name, idle in self._missing.items() if idle],
+            "parameter_order": self._parameter_order,
             "outside_optimizer": sorted(layout.unoptimized),
             "failed": self.failed,
         }
@@ -265,6 +279,20 @@ class Attachment:
             self.closed = True
             if self.hooks is not None:
                 self.hooks.remove()
+
+
+def _mean(losses: list[float | Tensor]) -> float | Tensor:
+    """The mean of losses, on their device and without waiting for it."""
+    tensors = [x for x in losses if isinstance(x, Tensor)]
+    if len(losses) == 1:
+        return losses[0]
+    if not tensors:
+        return math.fsum(float(x) for x in losses) / len(losses)
+    device = tensors[0].device
+    wide = torch.float32 if device.type == "mps" else torch.float64
+    rest = math.fsum(x for x in losses if not isinstance(x, Tensor))
+    total = torch.stack([x.to(device=device, dtype=wide, non_blocking=True) for x in tensors]).sum()
+    return (total + rest) / len(losses)
 
 
 def void(_: object) -> None:

@@ -27,6 +27,7 @@ class DeviceRing:
     """
 
     def __init__(self, shape: tuple[int, ...], *, block: int, device: torch.device, dtype: torch.dtype) -> None:
+        self.device = device
         self._block = block
         self._rows = torch.full((2 * block, *shape), float("nan"), device=device, dtype=dtype)
         self._async = device.type == "cuda"
@@ -50,19 +51,18 @@ class DeviceRing:
         """Count the row as written."""
         self._pushed += 1
 
-    def start_copies(self) -> None:
-        """Send every full block that was not sent yet on its way to the host."""
-        while self._pushed - self._copied >= self._block:
+    def start_copies(self, upto: int) -> None:
+        """Send every full block of the first `upto` rows that was not sent yet on its way to the host."""
+        while upto - self._copied >= self._block:
             at = self._copied % (2 * self._block)
             if self._async:
                 self._host[at : at + self._block].copy_(self._rows[at : at + self._block], non_blocking=True)
                 self._events[at // self._block].record()
             self._copied += self._block
 
-    def due(self) -> int:
-        """How many rows `take` may hand on now without breaking the fixed lag."""
-        lag = self._block if self._async else 0
-        return max((self._copied - lag) - self._taken, 0)
+    def due(self, upto: int) -> int:
+        """How many of the first `upto` rows the fixed lag has let through, whether or not they were taken before."""
+        return max(upto // self._block * self._block - (self._block if self._async else 0), 0)
 
     def take(self, count: int) -> NDArray[np.float64]:
         """The next `count` rows as a host array. Waits only for copies that were sent a whole block ago."""
@@ -85,21 +85,28 @@ class DeviceRing:
         """Rows written and not yet taken."""
         return self._pushed - self._taken
 
+    def taken(self) -> int:
+        """Rows taken so far."""
+        return self._taken
+
 
 class History:
     """Rows on the host: the first ones and the recent ones in full, the middle thinned by a stride that doubles.
 
+    What is kept depends on the rows alone, not on the blocks in which they came.
+
     Args:
         num_layers: L.
         capacity: rows kept at most.
+        every: distance of the rows that come, in steps.
         dtype: of the layer columns; single precision unless the run asks for more.
     """
 
-    def __init__(self, num_layers: int, *, capacity: int, dtype: type = np.float32) -> None:
+    def __init__(self, num_layers: int, *, capacity: int, every: int = 1, dtype: type = np.float32) -> None:
         self._capacity = max(capacity, 64)
         self._head = self._capacity // 8
         self._recent = self._capacity // 2
-        self.stride = 1
+        self.stride = every
         self._size = 0
         self._steps = np.zeros(self._capacity, dtype=np.int64)
         self._layer_values: Array = np.zeros((self._capacity, num_layers, len(LAYER_COLUMNS)), dtype=dtype)
@@ -114,32 +121,38 @@ class History:
 
     def append(self, steps: NDArray[np.int64], layer_values: Array, run_values: Array) -> None:
         """Add rows [B], [B, L, Q], [B, R]; thins when full."""
-        for start in range(0, len(steps), 16):
-            chunk = slice(start, start + 16)
-            count = len(steps[chunk])
-            if self._size + count > self._capacity:
-                self._thin(self._capacity - count)
-            place = slice(self._size, self._size + count)
+        start = 0
+        while start < len(steps):
+            if self._size == self._capacity:
+                self._thin()
+            count = min(self._capacity - self._size, len(steps) - start)
+            chunk, place = slice(start, start + count), slice(self._size, self._size + count)
             self._steps[place] = steps[chunk]
             with np.errstate(over="ignore"):
                 self._layer_values[place] = layer_values[chunk]
             self._run_values[place] = run_values[chunk]
             self._size += count
+            start += count
 
-    def _thin(self, most: int) -> None:
-        """Double the stride of the middle until at most `most` rows remain."""
+    def _thin(self) -> None:
+        """Thin the middle at its stride, and at a doubled one while that frees less than an eighth of the rows."""
         steps = self._steps[: self._size]
         place = np.arange(self._size)
-        keep = np.ones(self._size, dtype=bool)
-        while keep.sum() > most:
+        protected = (place < self._head) | (place >= self._size - self._recent)
+        keep = protected | ((steps - 1) % self.stride == 0)
+        while keep.sum() > self._capacity - self._capacity // 8:
             self.stride *= 2
-            protected = (place < self._head) | (place >= self._size - self._recent)
-            keep = protected | (steps % self.stride == 0)
+            keep = protected | ((steps - 1) % self.stride == 0)
         kept = np.flatnonzero(keep)
         self._steps[: len(kept)] = self._steps[kept]
         self._layer_values[: len(kept)] = self._layer_values[kept]
         self._run_values[: len(kept)] = self._run_values[kept]
         self._size = len(kept)
+
+    def amend(self, step: int, column: str, value: float) -> None:
+        """Write one run quantity of the newest row, if that row is this step's."""
+        if self._size and self._steps[self._size - 1] == step:
+            self._run_values[self._size - 1, RUN_COLUMNS.index(column)] = value
 
     def widen(self, num_layers: int) -> None:
         """Make room for layers that joined: earlier rows of theirs are NaN."""

@@ -123,13 +123,17 @@ class Derivation:
     Args:
         columns: raw column name → index.
         baseline_steps: window of the running median behind `r`.
+        started: the optimizer has made steps before the first row, so its momentum is built up.
     """
 
-    def __init__(self, columns: Mapping[str, int], *, baseline_steps: int = BASELINE_STEPS) -> None:
+    def __init__(
+        self, columns: Mapping[str, int], *, baseline_steps: int = BASELINE_STEPS, started: bool = False
+    ) -> None:
         self._columns = columns
         self._samples: deque[Array] = deque(maxlen=max(baseline_steps // BASELINE_EVERY, 1))
         self._baseline: Array | None = None
         self._num_rows = 0
+        self._age = 1 << 20 if started else 0
         self._lag = {"grad_sq": _Lagged(3), "grad_sketch": _Lagged(3), "g_g2": _Lagged(1), "param_sq": _Lagged(1)}
         self._smoother: _Smoother | None = None
         self._sums: LayerSums | None = None
@@ -145,7 +149,7 @@ class Derivation:
             self._smoother.widen(num_layers)
 
     def start_from(self, param_sq: Array) -> None:
-        """Tell the squared norms [U] before the first step."""
+        """Tell the squared norms [U] before the next step."""
         assert self._sums is not None
         self._lag["param_sq"].extend(self._sums(param_sq[None]))
 
@@ -205,7 +209,7 @@ class Derivation:
         gradient_and_decay = (
             raw["gs_gs"] + 2 * hyper.sign * hyper.weight_decay * raw["g_p"] + hyper.weight_decay**2 * raw["ps_ps"]
         )
-        age = self._num_rows + 1.0 + np.arange(len(lr), dtype=np.float64)[:, None]
+        age = self._age + self._num_rows + 1.0 + np.arange(len(lr), dtype=np.float64)[:, None]
         kappa = np.where(hyper.decoupled, lr, lr * _build_up(hyper, age))
         kappa = np.where(hyper.adaptive, np.sqrt(raw["d_d"] / gradient_and_decay), kappa)
         pull = np.where(hyper.weight_decay > 0, kappa * hyper.weight_decay, 0.0)

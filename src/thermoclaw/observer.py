@@ -17,6 +17,7 @@ from thermoclaw.attachment import Attachment, attach, attached_to
 from thermoclaw.diagnosis.finding import Finding
 from thermoclaw.measure.meter import Settings
 from thermoclaw.measure.sketch import SIZES
+from thermoclaw.quantities import R_IE_CAP
 from thermoclaw.record import Record
 from thermoclaw.snapshot import Snapshot, StepHistory, snapshot_dict
 
@@ -124,6 +125,7 @@ class Observer:
     def of(cls, model: Any, optimizer: Any) -> Observer:
         """An observer that shares what is already attached to the optimizer, or a new one."""
         inner = check_pair(model, optimizer)
+        model = list(model) if isinstance(model, tuple) else model
         for attachment in attached_to(inner):
             if attachment.model_is(model):
                 observer = cls.__new__(cls)
@@ -188,7 +190,7 @@ class Observer:
         rows = attachment.meter.num_rows
         attachment.give_loss(loss, fresh=rows > self._seen_rows)
         self._seen_rows = rows
-        attachment.advance()
+        attachment.advance(settled=True)
         me = weakref.ref(self)
         return Snapshot(lambda: _read_row(me(), rows))
 
@@ -198,13 +200,17 @@ class Observer:
         self._attachment.advance()
         return self._attachment.meter.num_rows
 
+    def rows_measured(self) -> int:
+        """For detectors: rows written so far, steps that a loss scaler refused included. Never waits."""
+        return self._attachment.meter.num_rows
+
     def rows_on_host(self) -> int:
-        """For detectors: the last step that has reached the host. Never waits."""
-        return self._attachment.meter.last_step
+        """For detectors: the last step that the fixed lag has let through, whoever reads. Never waits."""
+        return self._attachment.meter.due_step
 
     def record_on_host(self, *, start: int | None = None) -> Record:
-        """For detectors: what has reached the host, from step `start` on. Never waits."""
-        return self._attachment.record(start=start)
+        """For detectors: what the fixed lag has let through, from step `start` on. Never waits."""
+        return self._attachment.record(start=start, stop=self.rows_on_host() + 1)
 
     def row_record(self, row: int) -> tuple[Record, int]:
         """For snapshots: a short record with the measured row in it, and its place there. Waits for the device.
@@ -215,7 +221,7 @@ class Observer:
         attachment = self._attachment
         attachment.catch_up()
         step = attachment.meter.step_of(row)
-        record = attachment.record(start=step, stop=step + 1)
+        record = attachment.step_record(step)
         if not len(record):
             if not attachment.meter.last_step:
                 raise LookupError("no optimizer step was measured yet: call step() after optimizer.step()")
@@ -382,7 +388,7 @@ def _last(values: Any) -> float | None:
 
 def _ratio_of_sums(record: Record) -> float | None:
     internal, external = _finite(record["total_d_iS"]).sum(), _finite(record["total_d_eS"]).sum()
-    return float(internal / external) if external > 0 else None
+    return float(min(internal / external, R_IE_CAP)) if external > 0 else None
 
 
 def _check_choice(name: str, value: Any, choices: Sequence[Any]) -> None:

@@ -61,6 +61,7 @@ class CollapseDetector:
     def step(self) -> Snapshot:
         """Look at what is due; returns {layer: ‖g‖/‖θ‖}, read when it is looked at. Never waits."""
         row = self.observer.listen(self)
+        self._fired_at = -1  # a second look at the same optimizer step is not a second collapse
         self._check()
         me = weakref.ref(self)
         return Snapshot(lambda: _ratios(me(), row))
@@ -74,13 +75,13 @@ class CollapseDetector:
         if finding is not None:
             self.findings.append(finding.raised_at(available))
             self._baseline = available
-            self._fired_at = self.observer.global_step
+            self._fired_at = self.observer.rows_measured()
 
     @property
     def is_collapsing(self) -> bool:
         """Whether a collapse was confirmed at this very step."""
         self._check()
-        return self._fired_at == self.observer.global_step
+        return self._fired_at == self.observer.rows_measured()
 
     def record(self) -> Record:
         """The observer's record."""

@@ -75,13 +75,16 @@ class Meter:
         self.settings = settings
         self.epoch = 0
         self.num_rows = 0
+        self._settled = 0  # rows whose loss can no longer come
+        self._ring_start = 0  # rows written before the rings were made
         self.num_skipped = 0
         self.last_step = 0
         self.start_step = 0
         self._skipped_rows: deque[int] = deque(maxlen=4096)
         self._model, self._optimizer = model, optimizer
         self._notes: deque[_RowNotes] = deque()
-        self._derivation = Derivation(RAW, baseline_steps=settings.baseline_steps)
+        started = bool(getattr(optimizer, "state", None))
+        self._derivation = Derivation(RAW, baseline_steps=settings.baseline_steps, started=started)
         self._parts: list[_Part] = []
         self._armed = False
         self._late = False
@@ -91,7 +94,8 @@ class Meter:
         self._dtype = np.float64 if wide else np.float32
         row_bytes = len(self.layout.layers) * len(LAYER_COLUMNS) * np.dtype(self._dtype).itemsize
         rows = int(np.clip(settings.history_bytes // max(row_bytes, 1), 128, 4096))
-        self.history = History(len(self.layout.layers), capacity=rows, dtype=self._dtype)
+        self.history = History(len(self.layout.layers), capacity=rows, every=settings.every, dtype=self._dtype)
+        self._latest: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None  # the last block, whether kept or not
 
     # -- binding ----------------------------------------------------------------------------------------------------
 
@@ -117,12 +121,12 @@ class Meter:
         self._unit_group = np.array([unit.group for unit in layout.units])
         sizes = [sum(p.numel() for p in unit.params) for unit in layout.units]
         self._derivation.bind([unit.layer for unit in layout.units], sizes, len(layout.layers))
-        if not old:
-            self._derivation.start_from(self._norms_now(layout.units))
+        self._derivation.start_from(self._norms_now(layout.units))
+        self._ring_start = self.num_rows
 
     @staticmethod
     def _norms_now(units: tuple[Unit, ...]) -> np.ndarray:
-        """‖θ‖² of each unit, read once when the observer attaches (this waits for the device)."""
+        """‖θ‖² of each unit, read when units are bound (this waits for the device)."""
         found = []
         for unit in units:
             params = [flat(p.detach(), p.detach()) for p in unit.params]
@@ -142,6 +146,7 @@ class Meter:
 
     def before_step(self, *, closure: bool) -> None:
         """Read the gradients that the optimizer is about to use (with a closure they do not exist yet)."""
+        self.settle()
         with quiet_math():
             self._rebind_if_changed()
             self.ingest()
@@ -175,27 +180,51 @@ class Meter:
         self.num_rows += 1
 
     def set_loss(self, loss: float | Tensor) -> None:
-        """Attach a loss to the row written last; a tensor on a device stays there."""
+        """Attach a loss to the row written last; a tensor stays on its device."""
         if not self._notes:
-            return
-        if isinstance(loss, Tensor) and loss.device.type != "cpu":
+            self._amend_loss(loss)
+        elif isinstance(loss, Tensor) and (loss.device.type != "cpu" or self._losses.device.type == "cpu"):
             self._losses.last_row().copy_(loss.detach().reshape(()), non_blocking=True)
         else:
-            self._notes[-1].loss = float(loss.detach() if isinstance(loss, Tensor) else loss)
+            self._notes[-1].loss = float(loss)
+
+    def _amend_loss(self, loss: float | Tensor) -> None:
+        """The user has read the newest row before giving its loss, and so has waited for the device already."""
+        if not self.num_rows or self.num_rows in self._skipped_rows:
+            return
+        step, value = self.step_of(self.num_rows), float(loss)
+        self.history.amend(step, "loss", value)
+        if self._latest is not None and len(self._latest[0]) and self._latest[0][-1] == step:
+            self._latest[2][-1, RUN_COLUMNS.index("loss")] = value
+
+    def settle(self) -> None:
+        """Say that nothing will be added to the row written last."""
+        self._settled = self.num_rows
 
     # -- to the host ------------------------------------------------------------------------------------------------
 
     def ingest(self, *, everything: bool = False) -> int:
         """Move rows that are due (or, waiting for the device, all of them) into the history; returns how many."""
-        rings = [self._losses, *(part.ring for part in self._parts)]
-        for ring in rings:
-            ring.start_copies()
-        count = self._losses.pending() if everything else min(ring.due() for ring in rings)
+        for ring in self._rings():
+            ring.start_copies(self._settled - self._ring_start)
+        count = self._losses.pending() if everything else self._num_due() - self._losses.taken()
         while count > 0:
             block = min(count, 2 * self.settings.lag)
             self._ingest_rows(block)
             count -= block
         return len(self.history)
+
+    def _rings(self) -> list[DeviceRing]:
+        return [self._losses, *(part.ring for part in self._parts)]
+
+    def _num_due(self) -> int:
+        """Rows of these rings that the fixed lag has let through."""
+        return min(ring.due(self._settled - self._ring_start) for ring in self._rings())
+
+    @property
+    def due_step(self) -> int:
+        """The last step that the fixed lag has let through: the same whether or not anybody read rows before that."""
+        return self.step_of(self._ring_start + self._num_due())
 
     def _ingest_rows(self, count: int) -> None:
         raw = np.empty((count, len(self.layout.units), len(RAW_COLUMNS)))
@@ -222,6 +251,8 @@ class Meter:
         steps = first + 1 + np.arange(len(notes))
         self.last_step = int(steps[-1])
         keep = (steps - 1) % self.settings.every == 0
+        if self.settings.every > 1:
+            self._latest = steps, layer_values, run_values
         self.history.append(steps[keep], layer_values[keep], run_values[keep])
 
     def step_of(self, row: int) -> int:
@@ -244,6 +275,16 @@ class Meter:
         """What the history holds now with start ≤ step < stop, as a Record."""
         steps, layer_values, run_values = self.history.arrays(start=start, stop=stop)
         return Record(steps, self.layout.layers, layer_values, run_values, meta, events)
+
+    def step_record(self, step: int, *, meta: dict[str, Any], events: tuple[dict[str, Any], ...]) -> Record:
+        """One step as a Record of at most one row, from the history or (`every` leaves rows out) the last block."""
+        found = self.history.arrays(start=step, stop=step + 1)
+        if not len(found[0]) and self._latest is not None:
+            steps, layer_values, run_values = self._latest
+            here = steps == step
+            if layer_values.shape[1] == len(self.layout.layers):
+                found = steps[here], layer_values[here], run_values[here]
+        return Record(found[0], self.layout.layers, found[1], found[2], meta, events)
 
     def num_bytes(self) -> dict[str, int]:
         """Bytes held: on the devices and on the host."""

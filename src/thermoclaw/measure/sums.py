@@ -143,7 +143,7 @@ class _Common:
         for u, unit in enumerate(self.units):
             if unit.group in lrs:
                 out[u, RAW["lr"]] = lrs[unit.group].reshape(()).to(device=out.device, dtype=out.dtype)
-        out[:, RAW["skipped"]] = 0.0 if skipped is None else skipped.reshape(()).to(out.dtype)
+        out[:, RAW["skipped"]] = 0.0 if skipped is None else skipped.reshape(()).to(device=out.device, dtype=out.dtype)
 
 
 class SketchBackend(_Common):
@@ -227,6 +227,10 @@ class SketchBackend(_Common):
         out[:, RAW["ps_ps"]] = (old * old).sum(1).to(self.wide)
         out[:, RAW["f_f"]] = (drift * drift).sum(1).to(self.wide)
         self._write_lrs(out, lrs, skipped)
+        if skipped is not None:  # products with a refused gradient are undefined, not wrong
+            refused = skipped.reshape(()).to(self.device) > 0
+            for slot in (self._slot(self._G, 4), delta):
+                state[:, slot].masked_fill_(refused, float("nan"))
         self._now += 1
 
     def adopt(self, other: Backend) -> None:
@@ -251,6 +255,7 @@ class ExactBackend(_Common):
 
     def __init__(self, units: list[Unit]) -> None:
         super().__init__(units)
+        self._gradient: list[Tensor] = []  # of the step that is about to be made
         self._history: list[list[Tensor]] = []  # gradients, newest first, at most four
         self._steps: list[list[Tensor]] = []  # updates, newest first, at most two
         self._before = self._wide_parameters()
@@ -277,11 +282,12 @@ class ExactBackend(_Common):
                     parts.append((g.to_dense().reshape(-1) if g.is_sparse else g).to(self.wide))
             x = torch.cat(parts)
             rows.append(x if scale is None else x / scale.reshape(()).to(device=x.device, dtype=x.dtype))
-        self._history = [rows, *self._history[:3]]
+        self._gradient = rows
 
     def read_parameters(self, out: Tensor, *, lrs: dict[int, Tensor], skipped: Tensor | None = None) -> None:
         """See `Backend`."""
         after = self._wide_parameters()
+        self._history = [self._gradient, *self._history[:3]]
         self._steps = [[x - y for x, y in zip(after, self._before, strict=True)], *self._steps[:1]]
         out.fill_(float("nan"))
         for u in range(len(self.units)):
@@ -306,6 +312,10 @@ class ExactBackend(_Common):
                 out[u, RAW[name]] = torch.dot(x, y)
         self._before = after
         self._write_lrs(out, lrs, skipped)
+        if skipped is not None:  # products with a refused gradient are undefined, not wrong
+            refused = skipped.reshape(()).to(self.device) > 0
+            for x in (*self._history[0], *self._steps[0]):
+                x.masked_fill_(refused, float("nan"))
 
     def adopt(self, other: Backend) -> None:
         """See `Backend`."""
