@@ -1,0 +1,303 @@
+"""The callback for the Hugging Face `Trainer`: one line, and a run is measured, watched, logged and diagnosed.
+
+The Trainer hands its callbacks neither itself nor the loss of a step, and it asks the reporters (TensorBoard, W&B, …)
+before the user's callbacks. So the callback looks up the Trainer once, when training begins; it notes what
+`training_step` returns, and it gives the reporters its numbers itself, under the step at which they were measured.
+The Trainer's own log lines are left alone.
+"""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import logging
+import time
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from thermoclaw.detectors.entropy_split import EntropySplit
+from thermoclaw.diagnosis.finding import Finding
+from thermoclaw.diagnosis.report import Report, diagnose
+from thermoclaw.integrations.feed import Feed
+from thermoclaw.integrations.outputs import RECORD_FILE, write_outputs
+from thermoclaw.integrations.trainer_access import calling, check_supported, checkpoint_folder, earlier_record, tap_loss
+from thermoclaw.observer import Observer
+from thermoclaw.record import Record
+
+try:
+    from tqdm.auto import tqdm  # type: ignore[import-untyped]
+    from transformers import Trainer, TrainerCallback
+except ImportError as error:
+    raise ImportError(
+        "the callback for the Hugging Face Trainer needs transformers and accelerate: pip install 'thermoclaw[hf]'"
+    ) from error
+
+logger = logging.getLogger("thermoclaw")
+
+
+def _never_stops(event: Callable[..., None]) -> Callable[..., None]:
+    """An unexpected error in an event is logged once and turns the callback off; training goes on."""
+
+    @functools.wraps(event)
+    def guarded(self: ThermoclawCallback, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self._off:
+            return
+        try:
+            event(self, args, state, control, **kwargs)
+        except Exception:
+            if self.strict:
+                raise
+            self._off = True
+            self._detach()
+            logger.exception(
+                "thermoclaw: the callback failed in %s and is off from here on; training goes on. Please report this "
+                "traceback.",
+                event.__name__,
+            )
+
+    return guarded
+
+
+class ThermoclawCallback(TrainerCallback):
+    """Watches a `Trainer`'s run: measures its real optimizer, raises alarms, logs, and leaves a diagnosis.
+
+    Attributes:
+        observer: the run's `Observer` once training began, on the main process; None before and elsewhere.
+        report: the `Report` once training ended (it is printed too), or of the last `save`; None before.
+
+    Args:
+        log_every: optimizer steps between two points in TensorBoard, W&B and the CSV files. Every step is measured.
+        enable_entropy_split: whether to log, tabulate and draw the entropy split.
+        plot_on_end: whether to draw the pictures at the end (needs the extra `viz`).
+        output_dir: folder for the results; the Trainer's own by default.
+        mode: "sketch" or "exact", as for `Observer`.
+        quiet: print neither alarms nor the report.
+        strict: raise errors instead of logging them once and switching off.
+
+    Raises:
+        ValueError: a setting is out of range.
+
+    Example:
+        >>> from thermoclaw.integrations.huggingface import ThermoclawCallback
+        >>> callback = ThermoclawCallback(log_every=20)  # Trainer(..., callbacks=[callback])
+        >>> callback.report is None, callback.alarms
+        (True, [])
+    """
+
+    def __init__(
+        self,
+        log_every: int = 10,
+        enable_entropy_split: bool = True,
+        plot_on_end: bool = True,
+        output_dir: str | None = None,
+        *,
+        mode: str = "sketch",
+        quiet: bool = False,
+        strict: bool = False,
+    ) -> None:
+        if not isinstance(log_every, int) or isinstance(log_every, bool) or log_every < 1:
+            raise ValueError(f"log_every={log_every!r}: give a whole number of at least 1")
+        if mode not in ("sketch", "exact"):
+            raise ValueError(f"mode={mode!r}: choose one of sketch, exact")
+        self.log_every, self.enable_entropy_split, self.plot_on_end = log_every, enable_entropy_split, plot_on_end
+        self.output_dir, self.mode, self.quiet, self.strict = output_dir, mode, quiet, strict
+        self.observer: Observer | None = None
+        self.report: Report | None = None
+        self._forget()
+
+    def _forget(self) -> None:
+        """What belongs to one run, as it is before a run."""
+        self._off = self._given_loss = False
+        self._feed: Feed | None = None
+        self._undo: list[Callable[[], None]] = []
+        self._loss: Any = None
+        self._val_loss: float | None = None
+        self._folder: Path | None = None
+        self._first_step = self._epoch_step = 0
+
+    @property
+    def alarms(self) -> list[Finding]:
+        """Findings raised while training, the oldest first; after a resume, those of the earlier part too."""
+        return self.observer.alarms if self.observer is not None else []
+
+    @property
+    def splitter(self) -> EntropySplit | None:
+        """The entropy split of the run, as in thermoclaw 0.1.6."""
+        return EntropySplit(self.observer) if self.observer is not None and self.enable_entropy_split else None
+
+    # -- the Trainer's events ---------------------------------------------------------------------------------------
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Attach to the optimizer, and continue the record of the checkpoint that the run resumes from."""
+        self._detach()
+        self.observer = self.report = None
+        self._forget()
+        self._begin(args, state, control, **kwargs)
+
+    @_never_stops
+    def _begin(
+        self, args: Any, state: Any, control: Any, *, model: Any = None, optimizer: Any = None, **_: Any
+    ) -> None:
+        if not state.is_world_process_zero:
+            return  # gradients are the same on every process
+        trainer, checkpoint = calling(Trainer)
+        try:
+            check_supported(trainer, model, optimizer)
+            observer = Observer(model, optimizer, mode=self.mode, strict=self.strict)
+        except (TypeError, ValueError) as error:
+            if self.strict:
+                raise
+            logger.warning("thermoclaw: this run is not observed: %s", error)
+            return
+        self.observer = observer
+        self._folder = Path(self.output_dir if self.output_dir is not None else args.output_dir)
+        if state.global_step:
+            self._resume(observer, state, checkpoint or checkpoint_folder(args, state))
+        self._first_step = self._epoch_step = state.global_step
+        observer.on_alarm(lambda finding: self._say(f"Thermoclaw, {finding.message}"))
+        if trainer is None:
+            logger.warning("thermoclaw: no Trainer calls this callback, so there is no loss and nothing is logged")
+        else:
+            every, split = self.log_every, self.enable_entropy_split
+            self._feed = Feed(observer, weakref.ref(trainer), every=every, split=split, start=state.global_step)
+            self._undo.append(tap_loss(trainer, self._add_loss))
+        rescue = functools.partial(_rescue, weakref.ref(self), time.time())
+        atexit.register(rescue)
+        self._undo += [functools.partial(atexit.unregister, rescue), observer.close]
+
+    def _resume(self, observer: Observer, state: Any, checkpoint: Path) -> None:
+        """Continue the numbering of steps, with the earlier rows where the checkpoint has them."""
+        step = int(state.global_step)
+        record, missing = earlier_record(checkpoint / RECORD_FILE)
+        if not observer.resume(record, step=step, epoch=int(state.epoch or 0)):
+            logger.warning("thermoclaw: %s %s; this one begins at step %d", checkpoint, missing, step + 1)
+
+    @_never_stops
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Close the epoch before; only now is its evaluation known."""
+        self._close_epoch(state)
+
+    def _close_epoch(self, state: Any) -> None:
+        if self.observer is not None and state.global_step > self._epoch_step:
+            self._epoch_step = state.global_step
+            self.observer.epoch_end(val_loss=self._val_loss)
+            self._val_loss = None
+
+    @_never_stops
+    def on_evaluate(self, args: Any, state: Any, control: Any, *, metrics: Any = None, **_: Any) -> None:
+        """Note the validation loss of the epoch."""
+        loss = (metrics or {}).get("eval_loss")
+        if loss is not None and state.global_step > self._epoch_step:
+            self._val_loss = float(loss)
+
+    @_never_stops
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, *, optimizer: Any = None, **_: Any) -> None:
+        """Give the observer the loss of the step just made; its hooks have measured the step already."""
+        if self.observer is None:
+            return
+        loss, self._loss = self._loss, None
+        self._given_loss = True
+        overflow = getattr(optimizer, "step_was_skipped", False) is True  # the loss scaler refused this step
+        self.observer.step(loss=None if overflow else loss)
+
+    @_never_stops
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Give the reporters what is due. The rows are on the host already: nothing waits."""
+        if self.observer is None:
+            return
+        if not self._given_loss:  # a loop of its own that has no on_optimizer_step
+            self.observer.step()
+        self._given_loss = False
+        if self._feed is not None:
+            self._feed.push(args, state, control, **kwargs)
+
+    @_never_stops
+    def on_log(self, args: Any, state: Any, control: Any, *, logs: Any = None, **kwargs: Any) -> None:
+        """Give the reporters the last rows with the Trainer's closing line: at `on_train_end` they are closed."""
+        if self.observer is not None and self._feed is not None and "train_runtime" in (logs or {}):
+            self.observer.record()  # brings the last rows to the host
+            self._feed.push(args, state, control, closing=True, **kwargs)
+
+    @_never_stops
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Put the record beside the checkpoint."""
+        if self.observer is None:
+            return
+        folder = checkpoint_folder(args, state)
+        if folder.is_dir() and not state.is_hyper_param_search:
+            try:
+                self.observer.save(folder / RECORD_FILE)
+            except OSError as error:
+                logger.warning("thermoclaw: the checkpoint was saved without its record: %s", error)
+
+    @_never_stops
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Detach, diagnose, print, and write everything."""
+        if self.observer is None:
+            return
+        self._close_epoch(state)
+        self._detach()
+        written = self.save()
+        self._say(f"\n{self.report}")
+        if written:
+            self._say(f"\nThermoclaw wrote {', '.join(path.name for path in written)} to {self._folder}")
+
+    # -- what the events need ---------------------------------------------------------------------------------------
+
+    def save(self, folder: str | Path | None = None) -> list[Path]:
+        """Write record, CSV files, report and pictures of the run so far; waits for the device.
+
+        Training's end calls it; after an interruption in a notebook, call it yourself.
+
+        Args:
+            folder: where to; the folder of the run by default.
+
+        Returns:
+            The files written. A run that has made no step of its own writes nothing.
+        """
+        target = Path(folder) if folder is not None else self._folder
+        if self.observer is None or target is None:
+            return []
+        return self._write(self.observer.record(), target, plots=self.plot_on_end)
+
+    def _write(self, record: Record, folder: Path, *, plots: bool) -> list[Path]:
+        self.report = diagnose(record)
+        if record.num_steps <= self._first_step:
+            return []
+        every, split = self.log_every, self.enable_entropy_split
+        return write_outputs(record, self.report, folder, csv_every=every, split=split, plots=plots)
+
+    def _say(self, text: str) -> None:
+        """Print above the progress bar, whatever the terminal can show."""
+        if not self.quiet:
+            try:
+                tqdm.write(text)
+            except UnicodeError:
+                tqdm.write(text.encode("ascii", "replace").decode())
+
+    def _add_loss(self, loss: Any) -> None:
+        """Add up the micro-batches of a step, on their device."""
+        loss = loss.detach() if isinstance(loss, torch.Tensor) else loss
+        self._loss = loss if self._loss is None else self._loss + loss
+
+    def _detach(self) -> None:
+        while self._undo:
+            self._undo.pop()()
+
+
+def _rescue(callback: Callable[[], ThermoclawCallback | None], began_s: float) -> None:
+    """At the interpreter's exit after a run that an exception ended: write what had reached the host."""
+    me = callback()
+    if me is None or me.observer is None or me._folder is None:
+        return
+    earlier = me._folder / RECORD_FILE
+    if earlier.exists() and earlier.stat().st_mtime > began_s:
+        return  # a later run has written there
+    try:
+        me._write(me.observer.record_on_host(), me._folder, plots=False)
+    except Exception:
+        logger.exception("thermoclaw: the interrupted run's record was not written")
