@@ -49,7 +49,6 @@ FILES = {
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true:UserWarning:torch"),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning:(tensorboard|torch.utils.tensorboard|wandb|google)"),
 ]
 
 
