@@ -47,11 +47,12 @@ class Hooks:
         ref = weakref.ref(target)
         handles: list[Any] = []
 
-        def before(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        def before(stepping: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             alive = ref()
             if alive is None:
                 return
-            closure = args[0] if args else kwargs.get("closure")
+            given = args[1:] if args and args[0] is stepping else args  # torch counts the optimizer among them
+            closure = given[0] if given else kwargs.get("closure")
             alive.before_step(closure=closure is not None)
 
         def after(*_: Any) -> None:
