@@ -206,11 +206,9 @@ def worker(size: str, threads: int) -> None:
     print(
         json.dumps(
             {
-                "ready": True,
                 "num_params": num_params,
                 "num_tensors": len(params),
                 "version": thermoclaw_version(),
-                "rss_before_kib": before,
             }
         ),
         flush=True,

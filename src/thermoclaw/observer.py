@@ -334,7 +334,7 @@ class Observer:
         from thermoclaw.report.plots import compare
 
         records = [o.record() if isinstance(o, Observer) else o for o in observers]
-        return compare(records, save_path=save_path, show=show)
+        return compare(records, save_path=save_path, show=show).figure
 
     def close(self) -> None:
         """Detach from the optimizer; what was recorded stays readable."""

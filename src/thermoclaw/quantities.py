@@ -82,6 +82,8 @@ def _capped_ratio(internal: Array, external: Array) -> Array:
 
 def _nan_reduce(reduce: Callable[..., Array], values: Array) -> Array:
     """Reduce over layers ignoring NaN; NaN where a step has no finite value."""
+    if values.shape[-1] == 0:
+        return np.full(values.shape[:-1], np.nan)
     finite = np.where(np.isfinite(values), values, np.nan)
     empty = np.asarray(np.isnan(finite).all(axis=-1))
     filled = np.where(empty[..., None], 0.0, finite)

@@ -14,7 +14,7 @@ logger = logging.getLogger("thermoclaw")
 
 # Root cause before symptom: when the left one is found, the right ones are part of its evidence.
 _EXPLAINS = {
-    "weight_decay_too_high": ("vanishing_gradients", "plateau", "lr_too_high"),
+    "weight_decay_too_high": ("vanishing_gradients", "plateau", "lr_too_high", "frozen_layers"),
     "lr_too_high": ("exploding_gradients", "plateau", "non_finite"),
     "momentum_too_high": ("plateau", "lr_too_high"),
     "no_gradient": ("frozen_layers", "plateau", "vanishing_gradients"),

@@ -82,8 +82,8 @@ def library() -> ctypes.CDLL | None:
         found.thermoclaw_measure.restype = None
     except (OSError, subprocess.SubprocessError, AttributeError) as error:
         logger.info(
-            "thermoclaw: the CPU kernel could not be compiled (%s); measuring with torch operations, at about twice the "
-            "cost",
+            "thermoclaw: the CPU kernel could not be compiled (%s); measuring with torch operations, at about "
+            "twice the cost",
             error,
         )
         return None
