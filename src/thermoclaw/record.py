@@ -13,7 +13,6 @@ import csv
 import json
 import os
 import tempfile
-import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -261,13 +260,16 @@ class Record:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Record:
-        """Read a record that `save` wrote.
+        """Read a record that `save` wrote; the ".npz" may be left out, and a folder with one record stands for it.
 
         Raises:
             FileNotFoundError: there is no such file.
+            PermissionError: the file may not be read.
             RecordError: the file is no record, is damaged, or was written by a newer version.
         """
         source = Path(path)
+        if not source.exists() and source.with_name(source.name + ".npz").exists():
+            source = source.with_name(source.name + ".npz")
         if source.is_dir():
             inside = sorted(source.glob("*.npz"))
             if len(inside) != 1:
@@ -290,11 +292,11 @@ class Record:
                 _fit_columns(layer_values, header["layer_columns"], LAYER_COLUMNS),
                 _fit_columns(run_values, header["run_columns"], RUN_COLUMNS),
                 dict(header["meta"]),
-                tuple(header["events"]),
+                tuple(dict(event) for event in header["events"]),
             )
-        except RecordError:
+        except (RecordError, PermissionError):
             raise
-        except (KeyError, ValueError, TypeError, IndexError, EOFError, OSError, zipfile.BadZipFile) as error:
+        except Exception as error:  # damage shows in zipfile, zlib, struct, json or numpy, as it happens
             raise RecordError(
                 f"{source} is not a readable thermoclaw record ({type(error).__name__}: {error}); it may be damaged or "
                 "cut short: use another copy"
