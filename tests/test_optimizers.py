@@ -1,4 +1,4 @@
-"""One contract for every optimizer: what a row holds is the gradient it used, the step it took and the settings it had."""
+"""One contract for every optimizer: a row holds the gradient it used, the step it took and the settings it had."""
 
 from __future__ import annotations
 
