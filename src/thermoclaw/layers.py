@@ -25,19 +25,25 @@ _TYPE_BY_CLASS: tuple[tuple[str, str], ...] = (
     (r"(Layer|RMS|Batch|Group|Instance)_?Norm|Norm\dd$|Norm$", "layernorm"),
     (r"MultiheadAttention$", "attention"),
 )
+# Tried in this order. Of attention and mlp the innermost word counts; words that both kinds use come last.
 _TYPE_BY_NAME: tuple[tuple[str, str], ...] = (
-    (r"(^|[._])(lm_head|embed_out|output_projection|head|classifier|score|unembed)([._]|$)", "lm_head"),
+    (r"lm_head|embed_out|output_projection|head|classifier|score|unembed", "lm_head"),
     (
-        r"(^|[._])(ln(_?[a-z0-9]+)?|(layer|rms|batch|group)?_?norm\w*|bn\d*|\w*_?layernorm|\w*_norm)([._]|$)",
+        r"ln(_?[a-z0-9]+)?|(layer|rms|batch|group|instance)?_?norms?(\d+|_\w+)?|bn\d*|\w*_?layernorm|\w*_norm",
         "layernorm",
     ),
-    (r"(^|[._])(\w*embed\w*|wte|wpe|tok_emb|pos_emb|emb)([._]|$)", "embedding"),
-    (
-        r"(^|[._])(\w*attn\w*|\w*attention\w*|qkv\w*|c_attn|[qkvo]_proj|query|key|value|to_[qkv]|to_out)([._]|$)",
-        "attention",
-    ),
-    (r"(^|[._])(\w*mlp\w*|ffn?|feed_?forward|c_fc|fc\d*|dense\w*|(up|down|gate)_proj|w[123]|lin\d*)([._]|$)", "mlp"),
+    (r"\w*embed\w*|wte|wpe|tok_emb|pos_emb|emb", "embedding"),
 )
+_INNERMOST: tuple[tuple[str, str], ...] = (
+    (r"\w*attn\w*|\w*attention\w*|qkv\w*|[qkvo]_proj|query|key|value|to_[qkv]|to_out", "attention"),
+    (r"\w*mlp\w*|ffn?|feed_?forward|c_fc|(up|down|gate)_proj", "mlp"),
+)
+_WEAK = r"fc\d*|dense\w*|w[123]|lin\d*"
+
+
+def _last_match(words: str, name: str) -> int:
+    """Where the last part of a dotted or underscored name that is one of the words begins; −1 without one."""
+    return max((m.start() for m in re.finditer(rf"(?:^|(?<=[._]))(?:{words})(?=[._]|$)", name)), default=-1)
 
 
 def detect_layer_type(name: str) -> str:
@@ -52,10 +58,13 @@ def detect_layer_type(name: str) -> str:
         ('attention', 'mlp')
     """
     lowered = name.lower()
-    for pattern, kind in _TYPE_BY_NAME:
-        if re.search(pattern, lowered):
+    for words, kind in _TYPE_BY_NAME:
+        if _last_match(words, lowered) >= 0:
             return kind
-    return "generic"
+    place, kind = max((_last_match(words, lowered), kind) for words, kind in _INNERMOST)
+    if place < 0:
+        return "mlp" if _last_match(_WEAK, lowered) >= 0 else "generic"
+    return kind
 
 
 def _module_type(name: str, module: nn.Module | None) -> str:
