@@ -263,7 +263,7 @@ def layer_quantities(rows: list[Layer], *, decay: str) -> dict[str, Array]:
         half = 0.5 * smoothed(x["update_sq"])
         x["norm_budget"] = half / (half - 0.5 * smoothed(raw_change))  # ½‖Δ‖² / −⟨θ⁻, Δ⟩
 
-    # the entropy split: σ (c′₊ − c₊)₊, σ (1 − max(c₊, c′₊)), σ c₊ h(ν); a layer that stands still has c = 0
+    # the entropy split: σ (c′₊ − c₊)₊, σ (1 − max(c₊, c′₊)), σ (c₊ − (1 − h(ν)))₊; a layer that stands still has c = 0
     still = (x["update_sq"] == 0) & np.isfinite(x["grad_sq"])
     c = np.where(still, 0.0, np.maximum(x["alignment"], 0.0))
     free = np.where(still, 0.0, np.maximum(x.pop("free"), 0.0))
@@ -272,9 +272,9 @@ def layer_quantities(rows: list[Layer], *, decay: str) -> dict[str, Array]:
     quiet = x["sigma"] == 0
     x["d_iS_wd"] = np.where(quiet, 0.0, x["sigma"] * np.maximum(free - c, 0.0))
     x["d_iS_momentum"] = np.where(quiet, 0.0, x["sigma"] * (1.0 - np.maximum(free, c)))
-    x["d_iS_noise"] = np.where(quiet, 0.0, x["sigma"] * c * h)
+    x["d_iS_noise"] = np.where(quiet, 0.0, x["sigma"] * np.maximum(c - (1.0 - h), 0.0))
     x["d_iS"] = x["d_iS_wd"] + x["d_iS_momentum"] + x["d_iS_noise"]
-    x["d_eS"] = np.where(quiet, 0.0, x["sigma"] * c * (1.0 - h))
+    x["d_eS"] = np.where(quiet, 0.0, x["sigma"] * np.minimum(c, 1.0 - h))
     x["R_ie"] = np.array([capped(a, b) for a, b in zip(x["d_iS"], x["d_eS"], strict=True)])
 
     x["grad_norm"], x["param_norm"], x["update_norm"] = (np.sqrt(x[f"{n}_sq"]) for n in ("grad", "param", "update"))

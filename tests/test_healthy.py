@@ -46,7 +46,8 @@ def test_healthy_run_is_silent(name: str) -> None:
     assert observer.alarms == []
 
 
+@pytest.mark.parametrize("program", [mlp, cnn, gpt, regression])
 @pytest.mark.parametrize("optimizer", [adamw(), sgd(0.05, 1e-4)], ids=["AdamW", "SGD with momentum"])
-def test_network_overhead_is_modest_on_healthy_runs(optimizer) -> None:
-    record = train(mlp, optimizer, 300).record()
+def test_network_overhead_is_modest_on_healthy_runs(program, optimizer) -> None:
+    record = train(program, optimizer, 200).record()
     assert np.median(record["R_ie_total"]) < 2

@@ -264,7 +264,7 @@ class Derivation:
         parts = {
             "d_iS_wd": np.maximum(free - aligned, 0.0),
             "d_iS_momentum": 1.0 - np.maximum(free, aligned),
-            "d_iS_noise": aligned * overhead,
+            "d_iS_noise": np.maximum(aligned - (1.0 - overhead), 0.0),
         }
         return {name: np.where(sigma == 0, 0.0, sigma * share) for name, share in parts.items()}
 

@@ -167,13 +167,13 @@ def _momentum_overhead(g: Array, p: Array, d: Array) -> Array:
 
 
 def _noise_overhead(g: Array, p: Array, d: Array) -> Array:
-    """σ · c₊ · h(ν), ν = ⟨g_t − g_t−1, g_t−3 − g_t−1⟩₊ / ‖g‖², both smoothed."""
+    """σ · (c₊ − (1 − h(ν)))₊, ν = ⟨g_t − g_t−1, g_t−3 − g_t−1⟩₊ / ‖g‖², both smoothed."""
     one = _before(g)
     three = _before(_before(one))
     share = _smooth(((g - one) * (three - one)).sum(-1)) / _smooth((g**2).sum(-1))
     signal = np.maximum(1.0 - np.clip(np.nan_to_num(share), 0.0, 1.0), 2.0 / HORIZON)
-    lost = 1.0 - np.sqrt(HORIZON * signal / (HORIZON * signal + 1.0 - signal))
-    return sigma(g, p, d) * np.maximum(_cos(-g, d), 0.0) * lost
+    kept = np.sqrt(HORIZON * signal / (HORIZON * signal + 1.0 - signal))
+    return sigma(g, p, d) * np.maximum(np.maximum(_cos(-g, d), 0.0) - kept, 0.0)
 
 
 def _internal(g: Array, p: Array, d: Array) -> Array:
@@ -207,7 +207,7 @@ DEFINITIONS: tuple[tuple[str, str, Definition], ...] = (
     ("update_ratio", "‖Δ‖/‖θ‖", _update_ratio),
     ("d_iS_wd", "d_iS_wd = σ(c′₊ − c₊)₊", _decay_overhead),
     ("d_iS_momentum", "d_iS_momentum = σ(1 − max(c₊, c′₊))", _momentum_overhead),
-    ("d_iS_noise", "d_iS_noise = σ c₊ h(ν)", _noise_overhead),
+    ("d_iS_noise", "d_iS_noise = σ (c₊ − (1 − h(ν)))₊", _noise_overhead),
     ("d_iS", "d_iS is the sum of its parts", _internal),
     ("norm_budget", "½‖Δ‖² / −⟨θ⁻,Δ⟩", _norm_budget),
     ("noise", "tr Σ = ½‖g_t − g_t−1‖²", _noise),
