@@ -168,6 +168,18 @@ def test_the_demo_writes_what_it_names_and_exits_by_its_verdict(tmp_path: Path, 
     assert diagnose(saved).to_json() == json.loads((folder / "report.json").read_text())
 
 
+def test_the_branch_is_drawn_from_the_step_at_which_it_began(tmp_path: Path, monkeypatch) -> None:
+    plots = pytest.importorskip("thermoclaw.report.plots", exc_type=ImportError)
+    drawn: list[Record] = []
+    monkeypatch.setattr(plots, "compare", lambda records, **settings: drawn.extend(records))
+    monkeypatch.setattr(plots, "plot_dashboard", lambda *a, **k: None)
+    monkeypatch.setattr(plots, "plot_entropy_split", lambda *a, **k: None)
+    demo.run_demo(out=tmp_path, workload=TINY, quiet=True)
+    alarm = json.loads((tmp_path / "results.json").read_text())["seeds"][0]["alarm"]["raised_step"]
+    assert [record.steps[0] for record in drawn] == [1, alarm + 1, 1]
+    assert [record.steps[-1] for record in drawn] == [60, 60, 60]
+
+
 def without_matplotlib(monkeypatch) -> None:
     for name in [name for name in sys.modules if name.startswith("thermoclaw.report.")]:
         monkeypatch.delitem(sys.modules, name)

@@ -1,6 +1,6 @@
 """A slow float64 reference: a short run of which everything is kept, and the definitions transcribed one by one.
 
-Gradients come from `torch.autograd.grad`, not from `.grad`, and nothing is shared with the measurement but the
+Gradients come from `torch.autograd.grad`, not from `.grad`, and nothing is shared with the measurement, not even the
 constants of its smoothing.
 
 Legend: T steps, N elements of a layer, L layers.
@@ -17,12 +17,14 @@ from torch import nn
 from torch.nn import functional
 from torch.optim import Optimizer
 
-from thermoclaw.derive import BASELINE_EVERY, HORIZON, SMOOTHING
 from thermoclaw.lab.models import MLP
 from thermoclaw.observer import Observer
 from thermoclaw.quantities import Array
 from thermoclaw.record import Record
 
+SMOOTHING = 0.95  # weight of the past in an exponential mean
+HORIZON = 39  # its effective number of steps, (1 + 0.95) / (1 − 0.95)
+BASELINE_EVERY = 4  # steps between the values whose running median is the baseline
 LR = 3e-3
 DECAY = 0.1
 MakeOptimizer = Callable[[Iterable[nn.Parameter]], Optimizer]
