@@ -118,6 +118,29 @@ def decay_rate(record: Record) -> Array:
     return np.where(rate > 0, -np.log(np.clip(modulus, 1e-6, 1.0)), 0.0)
 
 
+def free_decay(record: Record) -> Array:
+    """−ln of what decay alone would have left of the weights since the first row, [T, L].
+
+    Through SGD's momentum the buffer must fill first: x ← x − ηu, u ← βu + λx from x = 1, u = 0, and in the long run
+    the rate of `decay_rate`, whichever is less.
+    """
+    gaps = step_gaps(record)
+    free = np.nancumsum(decay_rate(record) * gaps[:, None], axis=0)
+    groups = record.meta.get("param_groups") or [{}]
+    if any(group.get("decoupled") or group.get("adaptive") for group in groups) or not len(record):
+        return free
+    left, buffer = np.ones(free.shape[1]), np.zeros(free.shape[1])
+    for row, (lr, decay, beta) in enumerate(
+        zip(record["lr"], record["weight_decay"], np.clip(record["momentum"], 0.0, 0.9999), strict=True)
+    ):
+        if gaps[row] > 1 or not np.isfinite(left).all():
+            break
+        buffer = beta * buffer + decay * left
+        left = left - lr * buffer
+        free[row] = np.fmin(free[row], -np.log(np.clip(np.abs(left), 1e-12, 1.0)))
+    return free
+
+
 def decay_pull(record: Record) -> Array:
     """Length of the decay part of a step over the step's own length, κλ‖θ‖/‖Δ‖ [T, L]."""
     groups = record.meta.get("param_groups") or [{}]

@@ -7,7 +7,7 @@ import numpy as np
 from thermoclaw.diagnosis.finding import Finding, describe_layers
 from thermoclaw.diagnosis.remedies import Remedy
 from thermoclaw.diagnosis.selection import chosen, groups_of, names_of, two_digits
-from thermoclaw.diagnosis.signals import Mask, decay_pull, decay_rate, held, step_gaps, trailing_mean
+from thermoclaw.diagnosis.signals import Mask, decay_pull, decay_rate, free_decay, held, trailing_mean
 from thermoclaw.quantities import Array
 from thermoclaw.record import Record
 
@@ -31,7 +31,7 @@ def weight_decay_too_high(record: Record) -> Finding | None:
         return None
     norm = np.sqrt(record["param_sq"])
     rate = decay_rate(record)
-    free = np.nancumsum(rate * step_gaps(record)[:, None], axis=0)
+    free = free_decay(record)
     peak = np.maximum.accumulate(np.where(np.isfinite(norm), norm, 0.0), axis=0)
     at_peak = norm >= peak
     free_at_peak = np.maximum.accumulate(np.where(at_peak, free, 0.0), axis=0)
@@ -69,7 +69,7 @@ def _decay_finding(
         confidence=confidence,
         title=f"weight decay erodes {layers}",
         seen=f"Weight decay is eroding {layers}: parameter norms dropped {fallen:.0%} from their peak by step "
-        f"{int(record.steps[row])}; decay alone would halve them every {np.log(2) / per_step:.0f} steps.",
+        f"{int(record.steps[row])}; in the long run decay alone halves them every {np.log(2) / per_step:.0f} steps.",
         meaning="Decay takes more from the weights than the gradient puts back; a layer whose norm goes to zero has no "
         "output left to learn with.",
         advice=f"Lower weight_decay from {decay:.3g} to about {value:.2g}, at which decay needs "
