@@ -181,7 +181,7 @@ def running_median(values: Array) -> Array:
 # -- the decay part of a step -----------------------------------------------------------------------------------------
 
 
-def without_decay(layer: Layer, *, decay: str, age: int) -> Array:
+def without_decay(layer: Layer, *, decay: str, carried: dict[int, float]) -> Array:
     """Δ′, the step without what weight decay did: Δ + κ λ θ⁻, κ by the way in which the optimizer applies decay."""
     parts = []
     for p in layer:
@@ -191,8 +191,9 @@ def without_decay(layer: Layer, *, decay: str, age: int) -> Array:
             continue
         if decay == "decoupled":  # θ ← θ − ηλθ⁻
             kappa = h.lr
-        elif decay == "sgd":  # what momentum has built up of λθ⁻, were θ constant
-            kappa = h.lr * momentum_of_ones(h, age)
+        elif decay == "sgd":  # what momentum carries of earlier decay, along today's θ⁻
+            norm = float(np.linalg.norm(over([q for q in layer if q.hyper.group == h.group], lambda q: q.before)))
+            kappa = h.lr * carried[h.group] / (h.weight_decay * norm)
         else:  # the step's length in proportion, over the parameters of the layer that share a group
             unit = [q for q in layer if q.hyper.group == h.group]
             force = over(unit, lambda q: (-q.g if q.hyper.maximize else q.g) + q.hyper.weight_decay * q.before)
@@ -201,14 +202,19 @@ def without_decay(layer: Layer, *, decay: str, age: int) -> Array:
     return np.concatenate(parts)
 
 
-def momentum_of_ones(h: Hyper, age: int) -> float:
-    """The step of SGD at rate 1 after `age` gradients of 1, by running SGD's own recursion."""
-    buffer = 1.0  # the first gradient enters undampened
-    for _ in range(age - 1):
-        buffer = h.momentum * buffer + (1.0 - h.dampening)
-    if h.momentum == 0:
-        return 1.0
-    return 1.0 + h.momentum * buffer if h.nesterov else buffer
+def carry_decay(layer: Layer, carried: tuple[dict[int, float], dict[int, float]], *, first: bool) -> None:
+    """SGD's own recursion on the lengths of λθ⁻: (length in this step, length in the buffer), by group."""
+    in_step, in_buffer = carried
+    for group in {p.hyper.group for p in layer}:
+        unit = [p for p in layer if p.hyper.group == group]
+        h = unit[0].hyper
+        force = h.weight_decay * float(np.linalg.norm(over(unit, lambda p: p.before)))
+        if first:
+            in_buffer[group] = force  # the first gradient enters undampened
+        elif any(p.has_grad for p in unit):
+            in_buffer[group] = h.momentum * in_buffer[group] + (1.0 - h.dampening) * force
+        buffer = in_buffer[group]
+        in_step[group] = force if h.momentum == 0 else force + h.momentum * buffer if h.nesterov else buffer
 
 
 # -- one layer --------------------------------------------------------------------------------------------------------
@@ -230,6 +236,7 @@ def layer_quantities(rows: list[Layer], *, decay: str) -> dict[str, Array]:
         q.setdefault(name, []).append(float(value))
 
     raw_noise, raw_free, raw_change = [], [], []
+    carried: tuple[dict[int, float], dict[int, float]] = ({}, {})
     for t, row in enumerate(rows):
         g, d, down = grads[t], steps[t], descent_of(row)
         before, after = over(row, lambda p: p.before), over(row, lambda p: p.after)
@@ -248,7 +255,8 @@ def layer_quantities(rows: list[Layer], *, decay: str) -> dict[str, Array]:
         put("momentum", mean_over(row, lambda h: h.momentum, lambda p: p.g.size))
         put("weight_decay", mean_over(row, lambda h: h.weight_decay, lambda p: np.dot(p.after, p.after)))
         put("has_grad", any(p.has_grad for p in row))
-        put("free", cos(down, without_decay(row, decay=decay, age=t + 1)))  # c′
+        carry_decay(row, carried, first=t == 0)
+        put("free", cos(down, without_decay(row, decay=decay, carried=carried[0])))  # c′
         raw_noise.append(np.nan if g1 is None else 0.5 * np.dot(g - g1, g - g1))
         raw_free.append(np.nan if g3 is None or g1 is None else np.dot(g - g1, g3 - g1))
         raw_change.append(np.dot(after, after) - np.dot(before, before))

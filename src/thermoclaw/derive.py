@@ -133,7 +133,9 @@ class Derivation:
         self._samples: deque[Array] = deque(maxlen=max(baseline_steps // BASELINE_EVERY, 1))
         self._baseline: Array | None = None
         self._num_rows = 0
-        self._age = 1 << 20 if started else 0
+        self._started = started
+        self._before_sq: Array | None = None  # ‖θ⁻‖² of the units before the next row
+        self._carried: Array | None = None  # length of the decay in SGD's momentum, by unit
         self._lag = {"grad_sq": _Lagged(3), "grad_sketch": _Lagged(3), "g_g2": _Lagged(1), "param_sq": _Lagged(1)}
         self._smoother: _Smoother | None = None
         self._sums: LayerSums | None = None
@@ -142,6 +144,9 @@ class Derivation:
     def bind(self, unit_layer: Sequence[int], unit_size: Sequence[int], num_layers: int) -> None:
         """Set the units that the next rows are made of; layers may only be added."""
         self._sums = LayerSums(unit_layer, num_layers)
+        if self._carried is not None and len(self._carried) != len(unit_layer):
+            self._carried, self._started = None, True  # which unit carried what is not known any more
+        self._before_sq = None
         self._unit_size = np.maximum(np.asarray(unit_size, dtype=np.float64), 1.0)
         if self._smoother is None:
             self._smoother = _Smoother(len(_SMOOTHED), num_layers)
@@ -152,6 +157,7 @@ class Derivation:
         """Tell the squared norms [U] before the next step."""
         assert self._sums is not None
         self._lag["param_sq"].extend(self._sums(param_sq[None]))
+        self._before_sq = param_sq
 
     def rows(self, raw: Array, hyper: HyperRows) -> Array:
         """Stored quantities [B, L, Q] of raw rows [B, U, K]."""
@@ -209,13 +215,32 @@ class Derivation:
         gradient_and_decay = (
             raw["gs_gs"] + 2 * hyper.sign * hyper.weight_decay * raw["g_p"] + hyper.weight_decay**2 * raw["ps_ps"]
         )
-        age = self._age + self._num_rows + 1.0 + np.arange(len(lr), dtype=np.float64)[:, None]
-        kappa = np.where(hyper.decoupled, lr, lr * _build_up(hyper, age))
-        kappa = np.where(hyper.adaptive, np.sqrt(raw["d_d"] / gradient_and_decay), kappa)
-        pull = np.where(hyper.weight_decay > 0, kappa * hyper.weight_decay, 0.0)
+        pull = np.where(hyper.decoupled, lr * hyper.weight_decay, lr * self._carried_decay(raw, hyper))
+        pull = np.where(hyper.adaptive, hyper.weight_decay * np.sqrt(raw["d_d"] / gradient_and_decay), pull)
+        pull = np.where(np.isfinite(pull) & (pull > 0), pull, 0.0)
         along = add(hyper.sign * (raw["g_d"] + pull * raw["g_p"]))
         length_sq = add(raw["d_d"] + 2 * pull * raw["d_p"] + pull**2 * raw["ps_ps"])
         return np.clip(-along / np.sqrt(sketch * np.maximum(length_sq, 0.0)), -1.0, 1.0)
+
+    def _carried_decay(self, raw: Mapping[str, Array], hyper: HyperRows) -> Array:
+        """Decay in an SGD step of rate 1 over ‖θ⁻‖, [B, U]: b ← βb + (1 − dampening)λ‖θ⁻‖, the first undampened.
+
+        Lengths are carried instead of vectors, which is exact while θ keeps its direction.
+        """
+        first = raw["ps_ps"][:1] if self._before_sq is None else self._before_sq[None]
+        before = np.sqrt(np.concatenate([first, raw["p_p"][:-1]]))
+        self._before_sq = raw["p_p"][-1]
+        step = np.empty_like(before)
+        for b, length in enumerate(before):
+            beta, gain = hyper.momentum[b], 1.0 - hyper.dampening[b]
+            force = hyper.weight_decay[b] * length
+            if self._carried is None:
+                carried = gain * force / (1.0 - beta) if self._started else force
+            else:
+                carried = np.where(hyper.has_grad[b], beta * self._carried + gain * force, self._carried)
+            self._carried = np.where(beta > 0, carried, force)
+            step[b] = np.where(hyper.nesterov[b] & (beta > 0), force + beta * self._carried, self._carried) / length
+        return step
 
     def _smooth(self, now: dict[str, Array]) -> dict[str, Array]:
         """Exponential means, the running-median baseline, and what is made of them."""
@@ -243,7 +268,7 @@ class Derivation:
             if self._samples and len(self._samples[0]) != len(smooth):
                 wide = [np.pad(s, (0, len(smooth) - len(s)), constant_values=np.nan) for s in self._samples]
                 self._samples = deque(wide, maxlen=self._samples.maxlen)
-            self._samples.append(smooth)
+            self._samples.append(smooth.copy())  # not a view, which would keep its whole block
             window = np.array(self._samples)
             bad = np.isnan(window)
             self._baseline = _nanmedian(window, bad) if bad.any() else np.median(window, axis=0)
@@ -267,14 +292,6 @@ class Derivation:
             "d_iS_noise": np.maximum(aligned - (1.0 - overhead), 0.0),
         }
         return {name: np.where(sigma == 0, 0.0, sigma * share) for name, share in parts.items()}
-
-
-def _build_up(hyper: HyperRows, age: Array) -> Array:
-    """What SGD's momentum makes of `age` forces of 1; the first enters undampened."""
-    beta = hyper.momentum
-    first = beta ** (age - 1)
-    buffer = first + (1 - hyper.dampening) * (1 - first) / (1 - beta)
-    return np.where(beta == 0, 1.0, np.where(hyper.nesterov, 1 + beta * buffer, buffer))
 
 
 def _mean(add: LayerSums, values: Array, weight: Array) -> Array:
