@@ -377,7 +377,8 @@ NAMES = {
         blocks.0.attn.proj gpt_neox.layers.0.attention.query_key_value encoder.block.0.layer.0.SelfAttention.q
         attn1.to_out.0 transformer.resblocks.0.attn.out_proj cross_attention.k_proj self_attn.fc""",
     "mlp": """
-        transformer.h.0.mlp.c_fc transformer.h.0.mlp.c_proj model.layers.0.mlp.gate_proj model.layers.0.mlp.down_proj.weight
+        transformer.h.0.mlp.c_fc transformer.h.0.mlp.c_proj model.layers.0.mlp.gate_proj
+        model.layers.0.mlp.down_proj.weight
         bert.encoder.layer.0.intermediate.dense bert.encoder.layer.0.output.dense blocks.0.mlp.fc1 blocks.0.mlp.fc2
         gpt_neox.layers.0.mlp.dense_h_to_4h layers.0.feed_forward.w1 layers.0.ffn.lin1 fc dense
         encoder.block.0.layer.1.DenseReluDense.wi attention_block.3.mlp.up_proj""",
