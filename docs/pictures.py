@@ -1,0 +1,53 @@
+"""Make the pictures and the figures that README and documentation show.
+
+    python docs/pictures.py                 # runs the demo from three seeds (about ten minutes on two cores)
+    python docs/pictures.py --demo FOLDER   # takes them from a demo that was run before with --seeds 3
+
+Writes docs/images/*.png and benchmarks/results/demo.json. The chart of the overhead is drawn by
+`benchmarks/overhead.py --plot docs/images/overhead.png`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+PICTURES = {"dashboard.png": "dashboard.png", "comparison.png": "comparison.png", "entropy_split.png": "entropy_split.png"}
+
+
+def collect(folder: Path) -> None:
+    """Copy the first seed's pictures and the table of all seeds."""
+    results = json.loads((folder / "results.json").read_text())
+    if not results["passed"]:
+        raise SystemExit(f"the demo in {folder} did not show what it claims; nothing was copied")
+    first = folder / f"seed-{results['seeds'][0]['seed']}"
+    images = ROOT / "docs" / "images"
+    images.mkdir(exist_ok=True)
+    for source, target in PICTURES.items():
+        shutil.copyfile((first if first.is_dir() else folder) / source, images / target)
+    target = ROOT / "benchmarks" / "results" / "demo.json"
+    target.parent.mkdir(exist_ok=True)
+    target.write_text(json.dumps(results, indent=2) + "\n")
+
+
+def main() -> None:
+    """Run the demo, or take one that was run."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--demo", type=Path, help="folder of a demo that was run before")
+    args = parser.parse_args()
+    if args.demo is not None:
+        collect(args.demo)
+        return
+    with tempfile.TemporaryDirectory() as name:
+        subprocess.run([sys.executable, "-m", "thermoclaw", "demo", "--seeds", "3", "--out", name], check=True)
+        collect(Path(name))
+
+
+if __name__ == "__main__":
+    main()
