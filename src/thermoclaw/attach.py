@@ -6,8 +6,10 @@ cannot spoil a measurement.
 
 from __future__ import annotations
 
+import sys
 import weakref
 from collections.abc import Callable
+from types import FrameType
 from typing import Any, Protocol
 
 import torch
@@ -67,10 +69,22 @@ class Hooks:
         self._finalizer = weakref.finalize(target, _remove, handles)
 
     def remove(self) -> None:
-        """Take the hooks off the optimizer; more than once is fine."""
+        """Take the hooks off the optimizer, unless it is just stepping; more than once is fine."""
         self._remove()
 
 
 def _remove(handles: list[Any]) -> None:
-    while handles:
-        handles.pop().remove()
+    """Take hooks off; inside a step they stay, idle, as torch may be going through them and would raise."""
+    if handles and not _inside_a_step():
+        while handles:
+            handles.pop().remove()
+
+
+def _inside_a_step() -> bool:
+    """Whether an optimizer's `step` is among the callers (the garbage collector may call from anywhere)."""
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        if frame.f_globals.get("__name__") == "torch.optim.optimizer":
+            return True
+        frame = frame.f_back
+    return False
