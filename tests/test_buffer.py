@@ -380,7 +380,7 @@ def test_the_trap_closes(read: Callable[[Tensor], Any]) -> None:
 @pytest.mark.parametrize("settings", [{}, {"mode": "exact"}, {"lag": 1}, {"every": 3}, {"sketch_size": 251}], ids=str)
 @pytest.mark.parametrize("name", ["mlp", "tied_gpt", "conv_bn_channels_last", "bfloat16", "complex", "double"])
 def test_a_step_reads_nothing(name: str, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    """All consumers on, every step, with a tensor for a loss: hooks and step() calls never ask a tensor for its value."""
+    """All consumers on, a tensor for a loss: neither hooks nor step() calls ever ask a tensor for its value."""
     case = next(c for c in MODELS if c.name == name)
     model = case.make()
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, weight_decay=0.1)
