@@ -96,8 +96,11 @@ class ThermoScheduler(LRScheduler):
         super().__init__(inner, last_epoch)
 
     def step(self, snap: Any = None) -> None:
-        """Advance one optimizer step. The argument of thermoclaw 0.1.6 (a snapshot) is accepted and not needed."""
-        super().step()
+        """Advance one optimizer step. The argument of thermoclaw 0.1.6 (a snapshot) is accepted and not needed.
+
+        A whole number is an epoch to jump to, as torch's own chaining schedulers ask for.
+        """
+        super().step(snap if type(snap) is int else None)
 
     def get_lr(self) -> list[Any]:
         """The rates of the groups for `last_epoch`."""
@@ -106,17 +109,31 @@ class ThermoScheduler(LRScheduler):
         self._applied = self.feedback
         now = self.last_epoch
         rates = [_value(group["lr"]) for group in self.optimizer.param_groups]
+        if self._step_count == 1 and now > 0:
+            return rates  # resumed with last_epoch: the optimizer's state brought the rates along
         if now <= self.warmup_steps:
             before, after = _warm(now - 1, self.warmup_steps), _warm(now, self.warmup_steps)
             return [rate * after / (before if now > 0 else 1.0) * change for rate in rates]
         length = self.total_steps - self.warmup_steps
         t = now - self.warmup_steps
         if t > length:
-            return [min(rate, self.eta_min) if rate > self.eta_min else rate for rate in rates]
+            return [
+                rate.clamp(max=self.eta_min) if hasattr(rate, "clamp") else min(rate, self.eta_min) for rate in rates
+            ]
         shrink = (1 + math.cos(math.pi * t / length)) / (1 + math.cos(math.pi * (t - 1) / length))
         if change == 1.0:
             return [shrink * (rate - self.eta_min) + self.eta_min for rate in rates]
         return [shrink * change * (rate - self.eta_min) + self.eta_min for rate in rates]
+
+    def _get_closed_form_lr(self) -> list[Any]:
+        """The rates at `last_epoch` from the base rates: where a chaining scheduler jumps to an epoch."""
+        self._listen()
+        self._applied = self.feedback
+        t, length = self.last_epoch - self.warmup_steps, self.total_steps - self.warmup_steps
+        if t <= 0:
+            return [base * _warm(self.last_epoch, self.warmup_steps) * self.feedback for base in self.base_lrs]
+        share = (1 + math.cos(math.pi * min(t, length) / length)) / 2 * self.feedback
+        return [self.eta_min + (base - self.eta_min) * share for base in self.base_lrs]
 
     def _listen(self) -> None:
         """Update φ from rows that reached the host since the last look."""
