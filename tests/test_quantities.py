@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from tests.conftest import mlp, seed_everything
 from tests.reference import Trace, quantities
 from thermoclaw import Observer, Record
+from thermoclaw.measure import native
 from thermoclaw.quantities import ALIASES, TABLE, canonical
 
 Loop = Callable[["Setting"], None]
@@ -223,8 +224,18 @@ def test_sketches_of_small_layers_are_exact(recipe: Recipe) -> None:
     assert_columns(record, want, rtol=1e-9)
 
 
+@pytest.fixture(params=["kernel", "torch"])
+def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Float32 on the CPU is measured by a compiled kernel where there is a compiler, by torch operations elsewhere."""
+    if request.param == "torch":
+        monkeypatch.setattr(native, "library", lambda: None)
+    elif native.library() is None:
+        pytest.skip("no C compiler on this machine")
+    return str(request.param)
+
+
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda r: r.name)
-def test_single_precision_costs_single_precision(recipe: Recipe) -> None:
+def test_single_precision_costs_single_precision(recipe: Recipe, backend: str) -> None:
     """float32 parameters and a float32 history: 1e-5, which is what ~100 additions of 6e-8 leave."""
     record, want = observe(recipe, dtype=torch.float32)
     assert record.layer_values.dtype == np.float32
@@ -238,7 +249,7 @@ def test_exact_mode_in_single_precision_keeps_double_sums(recipe: Recipe) -> Non
 
 
 @pytest.mark.parametrize("name", ["sgdm_decay", "adamw", "groups_in_one_layer"])
-def test_large_layers_stay_within_the_bounds_of_the_sketch(name: str) -> None:
+def test_large_layers_stay_within_the_bounds_of_the_sketch(name: str, backend: str) -> None:
     """Layers of 4,000 to 12,000 elements. Norms are exact; a cosine has sd ≤ √((1 + c²)/p), a sketched norm √(2/p)."""
     recipe = next(r for r in RECIPES if r.name == name)
     record, want = observe(recipe, 30, 130, 90, 4, dtype=torch.float32)
@@ -395,7 +406,7 @@ def test_columns_are_frozen() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_parameters_are_read_as_they_are(dtype: torch.dtype) -> None:
+def test_half_precision_parameters_are_read_as_they_are(dtype: torch.dtype, backend: str) -> None:
     """The sums are those of the rounded numbers, without rounding of their own."""
     recipe = Recipe("sgd", one_group(torch.optim.SGD, lr=0.05), num_steps=8)
     record, want = observe(recipe, dtype=dtype)
