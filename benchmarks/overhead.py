@@ -26,6 +26,8 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 
+GROWTH_SIZE, GROWTH_FILL, GROWTH_STEPS = "1M", 4300, 1500
+
 # name: (layers, width, heads, context, vocabulary, batch, real forward and backward)
 SIZES = {
     "1M": (4, 128, 4, 128, 1024, 8, True),
@@ -199,7 +201,6 @@ def worker(size: str, threads: int) -> None:
             "optimizer_s": stepped - clipped - hooks,
             "instrument_s": hooks + done - stepped,
             "held_bytes": float(held() or 0),
-            "rss_bytes": float(_rss()),
         }
 
     num_params = sum(p.numel() for p in params)
@@ -219,11 +220,27 @@ def worker(size: str, threads: int) -> None:
             one()
             reply: dict[str, float] = {"reads": float(counter.reads)}
             counter.on = False
+        elif line.strip() == "growth":
+            reply = {"growth_bytes_per_step": grow(params, optimizer, after)}
         elif line.strip() == "step":
             reply = one()
         else:
             break
         print(json.dumps(reply), flush=True)
+
+
+def grow(params: Any, optimizer: Any, after: Any) -> float:
+    """Bytes that the process gains a step once every buffer is full: fixed gradients, thousands of steps."""
+    import torch
+
+    for p in params:
+        p.grad = torch.zeros_like(p)
+    for count in (GROWTH_FILL, GROWTH_STEPS):
+        start = _rss()
+        for _ in range(count):
+            optimizer.step()
+            after(0.0)
+    return (_rss() - start) / GROWTH_STEPS
 
 
 def _rss() -> int:
@@ -303,9 +320,6 @@ def _summary(arm: Arm, size: str, threads: int) -> dict[str, Any]:
     median = {name: statistics.median(column(name)) for name in arm.rows[0]}
     step_s = median["forward_backward_s"] + median["optimizer_s"]
     ratios = [row["instrument_s"] / row["clip_s"] for row in arm.rows]
-    half = len(arm.rows) // 2
-    tail = arm.rows[half:]
-    growth = (tail[-1]["rss_bytes"] - tail[0]["rss_bytes"]) / max(len(tail) - 1, 1)
     num_params = arm.about["num_params"]
     return {
         "arm": arm.name,
@@ -323,9 +337,20 @@ def _summary(arm: Arm, size: str, threads: int) -> dict[str, Any]:
         "step_ms": 1e3 * step_s,
         "share_of_step": median["instrument_s"] / step_s if SIZES[size][6] else None,
         "held_bytes_per_param": median["held_bytes"] / num_params if median["held_bytes"] else None,
-        "rss_growth_bytes_per_step": growth,
         "host_reads_per_step": arm.ask("reads")["reads"],
     }
+
+
+def measure_growth(rival: str | None) -> list[dict[str, Any]]:
+    """Growth of the process a step, by arm, one after the other."""
+    rows = []
+    for name, python in (("thermoclaw", sys.executable), ("thermoclaw 0.1.6", rival)):
+        if python:
+            arm = Arm(name, python, GROWTH_SIZE, 1)
+            row = {"arm": name, "version": arm.about["version"], "size": GROWTH_SIZE, "steps": GROWTH_STEPS}
+            rows.append({**row, **arm.ask("growth")})
+            arm.close()
+    return rows
 
 
 def environment() -> dict[str, Any]:
@@ -375,9 +400,9 @@ def plot(results: dict[str, Any], path: Path) -> None:
         name = "this version" if arm == "thermoclaw" else arm
         bars = axis.bar(x, y, width * 0.92, color=colors[arm], label=name)
         axis.bar_label(bars, labels=[f"{v:.1f}" for v in y], fontsize=8, padding=2)
-    axis.axhline(1, color="black", lw=0.8)
-    axis.text(len(keys) - 0.45, 1.05, "one clip_grad_norm_", ha="right", va="bottom", fontsize=8)
+    axis.axhline(1, color="black", lw=0.9, ls="--", label="one clip_grad_norm_")
     axis.set_yscale("log")
+    axis.yaxis.set_major_formatter("{x:g}")
     axis.set_ylim(0.5, max(r["instrument_over_clip"] for r in rows) * 2)
     axis.set_xticks(range(len(keys)), labels)
     axis.set_ylabel("cost of a step's measurement\n(multiples of one gradient clip)")
@@ -395,13 +420,24 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--warmup", type=int, default=5)
     parser.add_argument("--rival", help="python of an environment with thermoclaw 0.1.6 and torch")
+    parser.add_argument("--growth-only", action="store_true", help="measure the growth and put it into --out")
     parser.add_argument("--out", type=Path, default=HERE / "results" / "overhead_cpu.json")
     parser.add_argument("--plot", type=Path, help="also draw the chart here")
     args = parser.parse_args()
     if args.worker:
         worker(args.worker, args.threads[0])
         return 0
+    if args.growth_only:
+        document = json.loads(args.out.read_text())
+        document["growth"] = measure_growth(args.rival)
+        args.out.write_text(json.dumps(document, indent=2) + "\n")
+        if args.plot:
+            plot(document, args.plot)
+        return 0
     results = []
+    growth = measure_growth(args.rival)
+    for row in growth:
+        print(f"{row['arm']:<18} grows by {row['growth_bytes_per_step']:,.0f} bytes a step")
     for threads in args.threads:
         for size in args.sizes:
             steps = args.steps if size != "124M" else max(args.steps // 2, 8)
@@ -409,7 +445,7 @@ def main() -> int:
             for row in results[-2 if args.rival else -1 :]:
                 share = "" if row["share_of_step"] is None else f", {row['share_of_step']:.1%} of the step"
                 print(f"{row['size']:>10} {row['arm']:<18} {row['instrument_over_clip']:6.2f} × clip{share}")
-    document = {"environment": environment(), "results": results}
+    document = {"environment": environment(), "results": results, "growth": growth}
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps(document, indent=2) + "\n")
     if args.plot:

@@ -3,22 +3,32 @@
     python docs/pictures.py                 # runs the demo from three seeds (about ten minutes on two cores)
     python docs/pictures.py --demo FOLDER   # takes them from a demo that was run before with --seeds 3
 
-Writes docs/images/*.png and benchmarks/results/demo.json. The chart of the overhead is drawn by
-`benchmarks/overhead.py --plot docs/images/overhead.png`.
+    python docs/pictures.py --figures       # only puts the measured figures into README.md
+
+Writes docs/images/*.png, benchmarks/results/demo.json and the tables of README.md. The chart of the overhead is drawn
+by `benchmarks/overhead.py --plot docs/images/overhead.png`.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
+from generate import PARTS  # beside this script
+
+FIGURES = re.compile(r"<!-- figures: (\w+) -->")
 ROOT = Path(__file__).resolve().parent.parent
-PICTURES = {"dashboard.png": "dashboard.png", "comparison.png": "comparison.png", "entropy_split.png": "entropy_split.png"}
+PICTURES = {
+    "dashboard.png": "dashboard.png",
+    "comparison.png": "comparison.png",
+    "entropy_split.png": "entropy_split.png",
+}
 
 
 def collect(folder: Path) -> None:
@@ -36,17 +46,34 @@ def collect(folder: Path) -> None:
     target.write_text(json.dumps(results, indent=2) + "\n")
 
 
+def put_figures() -> None:
+    """Write the tables of README.md anew from the measured files."""
+    readme = ROOT / "README.md"
+    text = readme.read_text()
+    for name in FIGURES.findall(text):
+        part = f"<!-- figures: {name} -->"
+        start = text.index(part) + len(part)
+        text = text[:start] + "\n\n" + PARTS[name]() + "\n\n" + text[text.index("<!-- end -->", start) :]
+    readme.write_text(text)
+
+
 def main() -> None:
     """Run the demo, or take one that was run."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--demo", type=Path, help="folder of a demo that was run before")
+    parser.add_argument("--figures", action="store_true", help="only put the measured figures into README.md")
     args = parser.parse_args()
+    if args.figures:
+        put_figures()
+        return
     if args.demo is not None:
         collect(args.demo)
+        put_figures()
         return
     with tempfile.TemporaryDirectory() as name:
         subprocess.run([sys.executable, "-m", "thermoclaw", "demo", "--seeds", "3", "--out", name], check=True)
         collect(Path(name))
+        put_figures()
 
 
 if __name__ == "__main__":

@@ -181,6 +181,24 @@ def test_an_unknown_part_fails_the_documentation_build() -> None:
         docs_generator().fill("<!-- generate: quantties -->")
 
 
+# -- figures come from measured files ----------------------------------------------------------------------------------
+
+FIGURES = re.compile(r"<!-- figures: (\w+) -->\n\n(.*?)\n\n<!-- end -->", flags=re.DOTALL)
+
+
+def stale_figures(text: str) -> list[str]:
+    """Names of the tables that do not say what the measured files say."""
+    parts = docs_generator().PARTS
+    return [name for name, body in FIGURES.findall(text) if body != parts[name]()]
+
+
+def test_figures_of_the_readme_are_the_measured_ones() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert [name for name, _ in FIGURES.findall(text)] == ["demo", "overhead"]
+    assert stale_figures(text) == []
+    assert stale_figures(re.sub(r"(\d) ×", r"1\1 ×", text)) == ["overhead"]
+
+
 # -- the examples run --------------------------------------------------------------------------------------------------
 
 BLOCK = re.compile(r"(^<!-- not run: .+ -->\n+)?^```python\n(.*?)^```$", flags=re.MULTILINE | re.DOTALL)

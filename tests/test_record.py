@@ -16,8 +16,9 @@ import torch
 
 from tests.conftest import MODELS, assert_same_record, mlp, train_step
 from thermoclaw import CollapseDetector, EntropySplit, Observer, Record, RecordError, diagnose
+from thermoclaw.files import atomic_file
 from thermoclaw.quantities import LAYER_COLUMNS, RUN_COLUMNS, TABLE
-from thermoclaw.record import SCHEMA_VERSION, LayerInfo, atomic_file
+from thermoclaw.record import SCHEMA_VERSION, LayerInfo
 
 
 @pytest.fixture

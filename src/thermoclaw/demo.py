@@ -13,11 +13,11 @@ from typing import Any
 import torch
 
 from thermoclaw.diagnosis.report import Report, diagnose
+from thermoclaw.files import atomic_file
 from thermoclaw.lab.console import paint, quiet_log, table, wants_color, wrap
 from thermoclaw.lab.intervention import LAPTOP, Intervention, default_seeds, loud, run_intervention
 from thermoclaw.lab.progress import Progress
 from thermoclaw.lab.training import Arm, Workload
-from thermoclaw.record import atomic_file
 from thermoclaw.version import __version__
 
 FILES = ("report.txt", "report.json", "history.csv")

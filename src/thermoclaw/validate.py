@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 
+from thermoclaw.files import atomic_file
 from thermoclaw.lab import tiers
 from thermoclaw.lab.analytic import Check, analytic_checks
 from thermoclaw.lab.console import paint, quiet_log, wants_color
 from thermoclaw.lab.progress import Progress
-from thermoclaw.record import atomic_file
 from thermoclaw.version import __version__
 
 SCALES = {"laptop": tiers.LAPTOP, "full": tiers.FULL}

@@ -12,8 +12,9 @@ import numpy as np
 
 from thermoclaw.diagnosis.engine import find
 from thermoclaw.diagnosis.finding import Finding
+from thermoclaw.files import atomic_file
 from thermoclaw.quantities import EQUILIBRIUM_BAND, R_IE_CAP, Array
-from thermoclaw.record import Record, atomic_file
+from thermoclaw.record import Record
 
 _RECENT = 50
 

@@ -20,8 +20,9 @@ from thermoclaw.buffer import DeviceRing, History
 from thermoclaw.derive import Derivation
 from thermoclaw.layers import Layout, Unit, lay_out, signature
 from thermoclaw.measure.columns import RAW, RAW_COLUMNS
+from thermoclaw.measure.exact import ExactBackend
 from thermoclaw.measure.hyper import GroupHyper, device_lrs, hyper_rows, read_groups
-from thermoclaw.measure.sums import Backend, flat, make_backend, squared_norms
+from thermoclaw.measure.sums import Backend, SketchBackend, flat, squared_norms
 from thermoclaw.quantities import LAYER_COLUMNS, RUN_COLUMNS
 from thermoclaw.record import Record
 
@@ -66,6 +67,13 @@ def quiet_math() -> Iterator[None]:
             for kind in kinds:
                 stack.enter_context(torch.autocast(kind, enabled=False))
             yield
+
+
+def make_backend(units: list[Unit], *, mode: str, size: int) -> Backend:
+    """The backend for a mode: "sketch" or "exact"."""
+    if mode == "exact":
+        return ExactBackend(units)
+    return SketchBackend(units, size=size)
 
 
 class Meter:

@@ -1,6 +1,6 @@
-"""The reference backends: torch operations on any device, by sketch or by full copies.
+"""The reference backend: torch operations on any device, exact norms and linear sketches.
 
-Both read the gradients before the optimizer's step and the parameters after it and answer with one row of raw columns
+It reads the gradients before the optimizer's step and the parameters after it and answers with one row of raw columns
 (`columns.RAW_COLUMNS`) per unit. Nothing here waits for the device. A faster backend has only to write the same rows:
 the `Backend` protocol is the seam.
 
@@ -95,7 +95,7 @@ def _squared_norm(x: Tensor, *, dtype: torch.dtype) -> Tensor:
     return total
 
 
-class _Common:
+class UnitReader:
     """What both reference backends do alike: reading tensors, norms, and the fixed columns of a row."""
 
     def __init__(self, units: list[Unit]) -> None:
@@ -146,7 +146,7 @@ class _Common:
         out[:, RAW["skipped"]] = 0.0 if skipped is None else skipped.reshape(()).to(device=out.device, dtype=out.dtype)
 
 
-class SketchBackend(_Common):
+class SketchBackend(UnitReader):
     """Norms exactly, every other product from sketches of p numbers a unit."""
 
     # places in the state [U, slots, p]
@@ -245,98 +245,6 @@ class SketchBackend(_Common):
                 self._state[u] = other._state[place[unit.key]]
             else:
                 self._state[u, last] = self._state[u, self._ORIGIN]
-
-
-class ExactBackend(_Common):
-    """Full copies and double-precision sums: the oracle of the tests, and a choice for research on small models.
-
-    Holds nine copies of the model.
-    """
-
-    def __init__(self, units: list[Unit]) -> None:
-        super().__init__(units)
-        self._gradient: list[Tensor] = []  # of the step that is about to be made
-        self._history: list[list[Tensor]] = []  # gradients, newest first, at most four
-        self._steps: list[list[Tensor]] = []  # updates, newest first, at most two
-        self._before = self._wide_parameters()
-        self._origin = [x.clone() for x in self._before]
-
-    def num_bytes(self) -> int:
-        """Bytes held between steps."""
-        held = [self._before, self._origin, *self._history, *self._steps]
-        return sum(x.numel() * x.element_size() for row in held for x in row)
-
-    def _wide_parameters(self) -> list[Tensor]:
-        return [torch.cat([p.to(self.wide) for p in row]) for row in self._parameters()]
-
-    def read_gradients(self, *, scale: Tensor | None = None) -> None:
-        """See `Backend`."""
-        rows = []
-        for unit, row in zip(self.units, self._gradients(), strict=True):
-            parts = []
-            for p, g in zip(unit.params, row, strict=True):
-                count = p.numel() * (2 if p.is_complex() else 1)
-                if g is None:
-                    parts.append(torch.zeros(count, device=self.device, dtype=self.wide))
-                else:
-                    parts.append((g.to_dense().reshape(-1) if g.is_sparse else g).to(self.wide))
-            x = torch.cat(parts)
-            rows.append(x if scale is None else x / scale.reshape(()).to(device=x.device, dtype=x.dtype))
-        self._gradient = rows
-
-    def read_parameters(self, out: Tensor, *, lrs: dict[int, Tensor], skipped: Tensor | None = None) -> None:
-        """See `Backend`."""
-        after = self._wide_parameters()
-        self._history = [self._gradient, *self._history[:3]]
-        self._steps = [[x - y for x, y in zip(after, self._before, strict=True)], *self._steps[:1]]
-        out.fill_(float("nan"))
-        for u in range(len(self.units)):
-            g, step, before = self._history[0][u], self._steps[0][u], self._before[u]
-            products = {
-                "g_g": (g, g),
-                "gs_gs": (g, g),
-                "p_p": (after[u], after[u]),
-                "g_d": (g, step),
-                "g_p": (g, before),
-                "d_d": (step, step),
-                "d_p": (step, before),
-                "ps_ps": (before, before),
-                "f_f": (after[u] - self._origin[u],) * 2,
-            }
-            for lag in (1, 2, 3):
-                if len(self._history) > lag:
-                    products[f"g_g{lag}"] = (g, self._history[lag][u])
-            if len(self._steps) > 1:
-                products["g_d1"] = (g, self._steps[1][u])
-            for name, (x, y) in products.items():
-                out[u, RAW[name]] = torch.dot(x, y)
-        self._before = after
-        self._write_lrs(out, lrs, skipped)
-        if skipped is not None:  # products with a refused gradient are undefined, not wrong
-            refused = skipped.reshape(()).to(self.device) > 0
-            for x in (*self._history[0], *self._steps[0]):
-                x.masked_fill_(refused, float("nan"))
-
-    def adopt(self, other: Backend) -> None:
-        """See `Backend`."""
-        if not isinstance(other, ExactBackend):
-            return
-        place = {unit.key: u for u, unit in enumerate(other.units)}
-
-        def taken(old: list[Tensor], fresh: list[Tensor]) -> list[Tensor]:
-            return [old[place[unit.key]] if unit.key in place else x for unit, x in zip(self.units, fresh, strict=True)]
-
-        nothing = [torch.full_like(x, float("nan")) for x in self._origin]
-        self._history = [taken(row, nothing) for row in other._history]
-        self._steps = [taken(row, nothing) for row in other._steps]
-        self._before, self._origin = taken(other._before, self._before), taken(other._origin, self._origin)
-
-
-def make_backend(units: list[Unit], *, mode: str, size: int) -> Backend:
-    """The backend for a mode: "sketch" or "exact"."""
-    if mode == "exact":
-        return ExactBackend(units)
-    return SketchBackend(units, size=size)
 
 
 def empty_row(num_units: int, *, device: torch.device, dtype: torch.dtype) -> Tensor:

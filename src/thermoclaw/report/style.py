@@ -23,7 +23,7 @@ try:
 except ImportError as error:
     raise ImportError("drawing needs matplotlib: pip install 'thermoclaw[viz]'") from error
 
-from thermoclaw.record import atomic_file
+from thermoclaw.files import atomic_file
 
 # What the other modules of this folder need of matplotlib.
 __all__ = [
