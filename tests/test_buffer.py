@@ -237,8 +237,13 @@ def test_the_record_is_the_same_at_every_lag(lag: int, history_bytes: int) -> No
     assert_same_record(got.observer.record(), want.observer.record())
 
 
-def erode(read: Callable[[Any, Any, Any], None] | None, *, lag: int, num_steps: int = 120) -> dict[str, Any]:
-    """A run that decay destroys, with a scheduler's feedback, a detector that acts, and alarms; `read` looks in."""
+def erode(
+    read: Callable[[Any, Any, Any], None] | None, *, lag: int, alone: bool = False, num_steps: int = 120
+) -> dict[str, Any]:
+    """A run that decay destroys, with a scheduler's feedback, a detector that acts, and alarms; `read` looks in.
+
+    `alone`: the detectors are stepped, the observer is not.
+    """
     seed_everything(8)
     model = mlp(6, 40, 30, 4)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, weight_decay=3.0)
@@ -253,7 +258,9 @@ def erode(read: Callable[[Any, Any, Any], None] | None, *, lag: int, num_steps: 
         loss = CASE.loss(model) * 1.08**t  # the gradient grows, so the feedback has work
         loss.backward()
         optimizer.step()
-        snapshot = observer.step(loss=loss)
+        if read is not None:
+            assert observer.record().num_steps == t + 1
+        snapshot = None if alone else observer.step(loss=loss)
         split, ratios = splitter.step(), detector.step()
         if detector.is_collapsing:
             acted.append(t)
@@ -274,13 +281,14 @@ def erode(read: Callable[[Any, Any, Any], None] | None, *, lag: int, num_steps: 
 
 
 def greedy(snapshot: Any, split: Any, ratios: Any) -> None:
-    assert snapshot["step"] == split.step
+    assert snapshot is None or snapshot["step"] == split.step
     assert len(ratios) == 3
 
 
+@pytest.mark.parametrize("alone", [False, True])
 @pytest.mark.parametrize("lag", [1, 5, 8])
-def test_decisions_are_the_same_whether_or_not_anybody_reads(lag: int) -> None:
-    calm, read = erode(None, lag=lag), erode(greedy, lag=lag)
+def test_decisions_are_the_same_whether_or_not_anybody_reads(lag: int, alone: bool) -> None:
+    calm, read = erode(None, lag=lag, alone=alone), erode(greedy, lag=lag, alone=alone)
     assert calm["acted"], "the detector must have something to decide"
     assert calm["told"]
     assert min(calm["rates"][:110]) < 0.9 * 0.05

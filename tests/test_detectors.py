@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -170,6 +171,21 @@ def test_the_window_of_its_summary() -> None:
     ratio = detector.record()["grad_param_ratio"][:, 0]
     assert detector.summary()["0"]["ratio_early"] == pytest.approx(ratio[:2].mean())
     assert not detector.is_collapsing
+
+
+def test_a_collapse_is_over_at_the_next_step_even_if_nobody_steps_the_detector() -> None:
+    model = nn.Linear(20, 20)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=0.5)
+    detector = CollapseDetector(model, optimizer)
+    said = []
+    for _ in range(40):
+        for p in model.parameters():
+            p.grad = torch.zeros_like(p)
+        optimizer.step()
+        said.append(detector.is_collapsing)
+        assert detector.is_collapsing is said[-1], "the answer does not change by asking"
+    assert 1 <= sum(said) <= 3
+    assert not any(a and b for a, b in itertools.pairwise(said))
 
 
 def test_before_any_step_nothing_collapses() -> None:
@@ -388,6 +404,19 @@ def test_preflight_is_silent_on_the_usual_recipes(make: Callable[[Any], Optimize
     assert result.healthy
     assert result.findings == []
     assert "nothing that would hurt" in str(result)
+
+
+def test_momentum_multiplies_coupled_decay() -> None:
+    """1/(ηλ) steps for plain SGD, (1 − β)/(ηλ) through momentum, 1/(ηλ) for decoupled decay whatever β is."""
+    layer = nn.Linear(10, 10)
+
+    def steps(optimizer: Optimizer) -> float:
+        return preflight(layer, optimizer).forecasts[0].decay_steps
+
+    assert steps(torch.optim.SGD(layer.parameters(), lr=0.1, weight_decay=0.01)) == pytest.approx(1000.0)
+    assert steps(torch.optim.SGD(layer.parameters(), lr=0.1, weight_decay=0.01, momentum=0.9)) == pytest.approx(100.0)
+    assert steps(torch.optim.AdamW(layer.parameters(), lr=0.1, weight_decay=0.01)) == pytest.approx(1000.0)
+    assert steps(torch.optim.SGD(layer.parameters(), lr=0.1)) == math.inf
 
 
 def test_preflight_leaves_short_runs_alone() -> None:

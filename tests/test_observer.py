@@ -6,7 +6,8 @@ import gc
 import logging
 import math
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -200,9 +201,11 @@ def test_other_settings_are_another_measurement() -> None:
 
 def test_strictness_asked_for_later_holds_for_all() -> None:
     model, optimizer = start()
-    Observer(model, optimizer)
+    first = Observer(model, optimizer)
+    assert not first._attachment.strict
     later = Observer(model, optimizer, strict=True)
-    assert later._attachment.strict
+    assert later._attachment is first._attachment
+    assert first._attachment.strict
 
 
 # -- leaving no trace -------------------------------------------------------------------------------------------------
@@ -692,6 +695,41 @@ def test_what_the_run_was_is_kept() -> None:
     assert meta["dtypes"] == ["torch.float32"]
     assert meta["settings"]["mode"] == "sketch"
     assert meta["failed"] is False
+
+
+# -- torch's own settings ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("setting", ["no_grad", "inference_mode", "deterministic", "default_dtype", "autocast"])
+@pytest.mark.parametrize("mode", ["sketch", "exact"])
+def test_settings_of_torch_around_step_change_nothing(setting: str, mode: str) -> None:
+    def go(wrap: Callable[[], Any]) -> Record:
+        model, optimizer = start()
+        observer = Observer(model, optimizer, strict=True, mode=mode)
+        for _ in range(12):
+            loss = train_step(model, optimizer, CASE)
+            with wrap():
+                observer.step(loss=loss)
+        return observer.record()
+
+    @contextmanager
+    def changed() -> Iterator[None]:
+        if setting == "deterministic":
+            torch.use_deterministic_algorithms(True)
+        elif setting == "default_dtype":
+            torch.set_default_dtype(torch.float64)
+        try:
+            yield
+        finally:
+            torch.use_deterministic_algorithms(False)
+            torch.set_default_dtype(torch.float32)
+
+    wraps: dict[str, Callable[[], Any]] = {
+        "no_grad": torch.no_grad,
+        "inference_mode": torch.inference_mode,
+        "autocast": lambda: torch.autocast("cpu", dtype=torch.bfloat16),
+    }
+    assert_same_record(go(wraps.get(setting, changed)), go(nullcontext))
 
 
 # -- going on from a checkpoint ---------------------------------------------------------------------------------------

@@ -24,7 +24,6 @@ from torch.optim.lr_scheduler import (
 
 from tests.conftest import MODELS, mlp, seed_everything
 from thermoclaw import Observer, ThermoScheduler
-from thermoclaw.scheduler import FEEDBACK_LEAST
 
 CASE = MODELS[0]
 
@@ -175,11 +174,11 @@ def test_rates_stay_within_their_bounds(adapt_rate: float) -> None:
     rates, feedback, _ = heated(adapt_rate=adapt_rate, factor=1e4, stop_at=200)
     top = envelope()
     assert (np.array(rates) <= top * (1 + 1e-9)).all()
-    assert (np.array(rates)[6:] >= (1e-4 + FEEDBACK_LEAST * (top - 1e-4))[6:] * (1 - 1e-9)).all()
-    assert min(feedback) >= FEEDBACK_LEAST
+    assert (np.array(rates)[6:] >= (1e-4 + 0.25 * (top - 1e-4))[6:] * (1 - 1e-9)).all()
+    assert min(feedback) >= 0.25
     assert max(feedback) <= 1.0
     if adapt_rate >= 0.3:
-        assert min(feedback) == FEEDBACK_LEAST
+        assert min(feedback) == 0.25
 
 
 def test_a_gradient_that_is_not_finite_does_not_break_it() -> None:
@@ -382,6 +381,18 @@ def test_a_resume_in_a_new_process_continues_the_schedule() -> None:
     optimizer.load_state_dict(saved[1])
     scheduler.load_state_dict(saved[0])
     assert rates_of(optimizer, scheduler, 20) == straight[12:]
+
+
+def test_feedback_goes_along_to_a_new_process() -> None:
+    """A new observer knows nothing of the past: φ comes from the state."""
+    _, _, hot = heated(factor=100.0, stop_at=200, total=80)
+    assert hot.feedback == 0.25
+    model, optimizer = start()
+    fresh = ThermoScheduler(optimizer, total_steps=80, observer=Observer(model, optimizer))
+    assert fresh.feedback == 1.0
+    fresh.load_state_dict(hot.state_dict())
+    assert (fresh.feedback, fresh.last_epoch, fresh.warmup_steps) == (0.25, 80, 5)
+    assert fresh.observer.optimizer is optimizer
 
 
 def test_last_epoch_resumes_as_torch_does() -> None:
