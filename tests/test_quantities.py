@@ -161,6 +161,12 @@ RECIPES = (
     Recipe("clipping", one_group(_o.SGD, lr=0.1, momentum=0.9), loop=clipped),
     Recipe("closure", one_group(_o.SGD, lr=0.1, momentum=0.9), loop=with_closure),
     Recipe("missing_gradients", one_group(_o.AdamW, lr=0.01), loop=without_a_layer_now_and_then),
+    Recipe(
+        "missing_gradients_sgdm",
+        one_group(_o.SGD, lr=0.05, momentum=0.9, weight_decay=0.3),
+        decay="sgd",
+        loop=without_a_layer_now_and_then,
+    ),
 )
 
 
