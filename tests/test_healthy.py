@@ -51,3 +51,4 @@ def test_healthy_run_is_silent(name: str) -> None:
 def test_network_overhead_is_modest_on_healthy_runs(program, optimizer) -> None:
     record = train(program, optimizer, 200).record()
     assert np.median(record["R_ie_total"]) < 2
+    assert np.median(record["R_ie_median"]) < 2

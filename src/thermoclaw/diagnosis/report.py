@@ -168,6 +168,7 @@ def _stats(record: Record) -> dict[str, Any]:
     internal, external = record["total_d_iS"], record["total_d_eS"]
     good = np.isfinite(internal) & np.isfinite(external)
     flow = external[good].sum()
+    typical = record["R_ie_median"][np.isfinite(record["R_ie_median"])]
     finite_loss = record.loss[np.isfinite(record.loss)]
 
     def last(name: str) -> float:
@@ -183,6 +184,7 @@ def _stats(record: Record) -> dict[str, Any]:
         "rho_mean": last("rho_mean"),
         "eq_frac": last("eq_frac"),
         "E_param_dist": last("E_param_dist"),
+        "R_ie_median": float(np.median(typical)) if len(typical) else float("nan"),
         "R_ie_total": float(min(internal[good].sum() / flow, R_IE_CAP)) if flow > 0 else float("nan"),
     }
 
@@ -197,8 +199,8 @@ def _summary(record: Record, findings: list[Finding], healthy: bool, fraction: f
         text.append(f"Loss {stats['loss_first']:.4g} → {stats['loss_last']:.4g}.")
     if np.isfinite(fraction):
         text.append(f"{fraction:.0%} of the layers work at their usual rate (r within their band).")
-    if np.isfinite(stats["R_ie_total"]):
-        text.append(f"Overhead per productive unit R_ie = {stats['R_ie_total']:.2g}.")
+    if np.isfinite(stats["R_ie_median"]):
+        text.append(f"Overhead per productive unit R_ie = {stats['R_ie_median']:.2g} in the typical layer.")
     if np.isfinite(stats["rho_mean"]):
         text.append(f"Coherence {stats['rho_mean']:.2f}.")
     if record.meta.get("failed"):
