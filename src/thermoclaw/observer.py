@@ -53,7 +53,7 @@ class Observer:
         optimizer: any `torch.optim.Optimizer`, or a wrapper that keeps one as `.optimizer`.
         mode: "sketch" (kilobytes a layer; exact for layers of at most `sketch_size` elements) or "exact" (nine copies
             of the model, double precision; for research on small models).
-        every: keep one row in this many steps; every step is measured. `log_every` is the seed's name for it.
+        every: keep one row in this many steps; every step is measured. `log_every` is its name in 0.1.6.
         sketch_size: numbers kept per layer and vector, one of 251, 509, 1021, 2039, 4093. The cosine of two vectors has
             a standard deviation of about 1/√sketch_size.
         lag: rows a block; values reach the host, and the rules, in blocks of this many steps.
@@ -272,7 +272,7 @@ class Observer:
 
     @property
     def step_history(self) -> StepHistory:
-        """The recorded steps as a sequence of the seed's dictionaries."""
+        """The recorded steps as a sequence of dictionaries in the layout of 0.1.6."""
         return StepHistory(self.record())
 
     history = step_history

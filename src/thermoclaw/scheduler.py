@@ -30,7 +30,7 @@ class ThermoScheduler(LRScheduler):
     happened to have arrived, so runs repeat.
 
     Args:
-        optimizer: the optimizer; an `Observer` is taken too, and the seed's `ThermoScheduler(observer, optimizer)`.
+        optimizer: the optimizer; an `Observer` is taken too, and so is `ThermoScheduler(observer, optimizer)`.
         total_steps: length of the schedule in optimizer steps, warm-up included.
         warmup_steps: steps of linear warm-up; by default 500, or a tenth of a run shorter than 5000 steps.
         eta_min: lowest rate.

@@ -1,4 +1,4 @@
-"""What `observer.step()` returns: the seed's dictionary, read from the device only when somebody looks."""
+"""What `observer.step()` returns: a mapping in the layout of 0.1.6, read from the device only when somebody looks."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def snapshot_dict(record: Record, row: int) -> dict[str, Any]:
     for i, layer in enumerate(record.layers):
         values = {key: float(column[i]) for key, column in columns.items()}
         if values["rho"] != values["rho"]:
-            values["rho"] = 0.0  # as the seed has it before there are two gradients
+            values["rho"] = 0.0  # as in 0.1.6, before there are two gradients
         layers.append({"name": layer.name, "ltype": layer.ltype, **values})
     snap: dict[str, Any] = {
         "step": int(record.steps[row]),
@@ -79,7 +79,7 @@ class Snapshot(Mapping[str, Any]):
 
 
 class StepHistory(Sequence[dict[str, Any]]):
-    """The recorded steps as a list of the seed's dictionaries, each built when it is asked for."""
+    """The recorded steps as a list of dictionaries in the layout of 0.1.6, each built when it is asked for."""
 
     def __init__(self, record: Record, build: Callable[[Record, int], Any] = snapshot_dict) -> None:
         self._record, self._build = record, build

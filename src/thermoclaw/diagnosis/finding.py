@@ -46,7 +46,7 @@ class Finding:
 
     @property
     def recommendation(self) -> str:
-        """The finding as the seed words one: "[HIGH] what was seen. What to do."."""
+        """The finding as one sentence with its confidence: "[HIGH] what was seen. What to do."."""
         return f"[{self.confidence}] {self.seen} {self.advice}"
 
     @property
