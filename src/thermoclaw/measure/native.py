@@ -2,7 +2,7 @@
 
 The kernel is compiled once per machine with the C compiler that is there (as Triton and torch.compile do) and kept in
 the user's cache folder. Without a compiler, or with THERMOCLAW_NATIVE=0, the torch operations of `sums` and `sketch`
-do the same work in about twice the time; nothing else changes.
+do the same work more slowly; nothing else changes.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def library() -> ctypes.CDLL | None:
         return None
     compiler = shutil.which(os.environ.get("CC", "cc")) or shutil.which("gcc") or shutil.which("clang")
     if compiler is None or os.name != "posix":
-        logger.info("thermoclaw: no C compiler found; measuring with torch operations, at about twice the cost")
+        logger.info("thermoclaw: no C compiler found; measuring with torch operations, at a higher cost")
         return None
     try:
         told = (_SOURCE.read_text(), " ".join(_FLAGS), compiler, platform.machine(), _processor())
@@ -82,8 +82,7 @@ def library() -> ctypes.CDLL | None:
         found.thermoclaw_measure.restype = None
     except (OSError, subprocess.SubprocessError, AttributeError) as error:
         logger.info(
-            "thermoclaw: the CPU kernel could not be compiled (%s); measuring with torch operations, at about "
-            "twice the cost",
+            "thermoclaw: the CPU kernel could not be compiled (%s); measuring with torch operations, at a higher cost",
             error,
         )
         return None
