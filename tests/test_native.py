@@ -22,7 +22,7 @@ needs_kernel = pytest.mark.skipif(native.library() is None, reason="no C compile
 
 def _pass(sizes=SIZES, *, size: int = 1021) -> tuple[NativePass, Sketcher]:
     sketcher = Sketcher(sizes, size=size, device=torch.device("cpu"), dtype=torch.float32)
-    return NativePass(sizes, sketcher), sketcher
+    return NativePass(sketcher), sketcher
 
 
 def _tensors(dtype: torch.dtype = torch.float32) -> list[list[torch.Tensor]]:

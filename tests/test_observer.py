@@ -31,7 +31,7 @@ from thermoclaw import CollapseDetector, EntropySplit, Observer, Record, ThermoS
 from thermoclaw.buffer import DeviceRing
 from thermoclaw.derive import Derivation
 from thermoclaw.measure.meter import Meter
-from thermoclaw.measure.sums import SketchBackend
+from thermoclaw.measure.sketched import SketchBackend
 
 CASE = MODELS[0]
 

@@ -1,8 +1,8 @@
 """Parameters → named layers. A layer is a module that owns parameters, whatever the optimizer's groups are.
 
-Within a layer, parameters that sit in different optimizer groups (weights with decay, biases without) form *units*;
-inner products are taken per unit, so that each parameter counts with its own learning rate, decay and momentum, and
-summed to the layer on the host.
+Within a layer, parameters that sit in different optimizer groups (weights with decay, biases without) form *units*, and
+so do those on different devices or sharded over different processes; inner products are taken per unit, so that each
+parameter counts with its own learning rate, decay and momentum, and summed to the layer on the host.
 """
 
 from __future__ import annotations
@@ -121,12 +121,13 @@ def _owned_parameters(model: nn.Module) -> list[tuple[str, list[tuple[str, nn.Pa
 
 @dataclass(frozen=True)
 class Unit:
-    """The parameters of one layer in one optimizer group, on one device."""
+    """The parameters of one layer in one optimizer group, on one device, sharded alike."""
 
     layer: int
     group: int
     device: torch.device
     params: tuple[Tensor, ...] = field(repr=False)
+    mesh: Any = field(default=None, repr=False)  # the device mesh of sharded parameters
 
     @property
     def key(self) -> tuple[int, ...]:
@@ -142,6 +143,12 @@ class Layout:
     units: tuple[Unit, ...]
     unoptimized: Mapping[str, Tensor]
     signature: tuple[int, ...]
+
+
+def mesh_of(x: Any) -> Any:
+    """The device mesh over which a DTensor is spread; None for a plain tensor, or on a mesh of one process."""
+    mesh = getattr(x, "device_mesh", None)
+    return mesh if mesh is not None and hasattr(x, "placements") else None
 
 
 def signature(optimizer: Any) -> tuple[int, ...]:
@@ -216,8 +223,8 @@ def _assemble(
             continue
         info, params = rows[name]
         layers.append(LayerInfo(info.name, info.ltype, info.num_params, index, info.param_names))
-        split: dict[tuple[int, torch.device], list[Tensor]] = {}
+        split: dict[tuple[int, torch.device, Any], list[Tensor]] = {}
         for p in params:
-            split.setdefault((group_of[id(p)][0], p.device), []).append(p)
-        units += [Unit(index, group, device, tuple(held)) for (group, device), held in split.items()]
+            split.setdefault((group_of[id(p)][0], p.device, mesh_of(p)), []).append(p)
+        units += [Unit(index, group, device, tuple(held), mesh) for (group, device, mesh), held in split.items()]
     return Layout(tuple(layers), tuple(units), unoptimized, sign)

@@ -9,8 +9,11 @@ import torch
 from torch import Tensor
 
 from thermoclaw.layers import Unit
-from thermoclaw.measure.columns import RAW
+from thermoclaw.measure.columns import RAW, RAW_COLUMNS
+from thermoclaw.measure.sharded import Peers
 from thermoclaw.measure.sums import Backend, UnitReader
+
+_PRODUCTS = RAW_COLUMNS[: RAW["lr"]]  # sums over elements: those of shards add up
 
 
 class ExactBackend(UnitReader):
@@ -21,6 +24,7 @@ class ExactBackend(UnitReader):
 
     def __init__(self, units: list[Unit]) -> None:
         super().__init__(units)
+        self.peers = Peers(units, device=self.device, per_unit=len(_PRODUCTS))
         self._gradient: list[Tensor] = []  # of the step that is about to be made
         self._history: list[list[Tensor]] = []  # gradients, newest first, at most four
         self._steps: list[list[Tensor]] = []  # updates, newest first, at most two
@@ -32,18 +36,31 @@ class ExactBackend(UnitReader):
         held = [self._before, self._origin, *self._history, *self._steps]
         return sum(x.numel() * x.element_size() for row in held for x in row)
 
+    def start_norms(self) -> Tensor:
+        """See `Backend`."""
+        norms = torch.stack([torch.dot(x, x) for x in self._before])
+        self.peers.add_up(norms)
+        return norms
+
+    def forget(self) -> None:
+        """See `Backend`."""
+        self._history, self._steps = [], []
+        self._before = [torch.full_like(x, float("nan")) for x in self._before]
+
     def _wide_parameters(self) -> list[Tensor]:
-        return [torch.cat([p.to(self.wide) for p in row]) for row in self._parameters()]
+        return [
+            torch.cat([self._nothing.to(self.wide)[:0] if p is None else p.to(self.wide) for p in row])
+            for row in self.parameters()
+        ]
 
     def read_gradients(self, *, scale: Tensor | None = None) -> None:
         """See `Backend`."""
         rows = []
-        for unit, row in zip(self.units, self._gradients(), strict=True):
+        for places, row in zip(self.places, self.gradients(), strict=True):
             parts = []
-            for p, g in zip(unit.params, row, strict=True):
-                count = p.numel() * (2 if p.is_complex() else 1)
+            for place, g in zip(places, row, strict=True):
                 if g is None:
-                    parts.append(torch.zeros(count, device=self.device, dtype=self.wide))
+                    parts.append(torch.zeros(place.size, device=self.device, dtype=self.wide))
                 else:
                     parts.append((g.to_dense().reshape(-1) if g.is_sparse else g).to(self.wide))
             x = torch.cat(parts)
@@ -76,6 +93,8 @@ class ExactBackend(UnitReader):
                 products["g_d1"] = (g, self._steps[1][u])
             for name, (x, y) in products.items():
                 out[u, RAW[name]] = torch.dot(x, y)
+        if self.peers:
+            self.peers.exchange(out[:, : len(_PRODUCTS)])
         self._before = after
         self._write_lrs(out, lrs, skipped)
         if skipped is not None:  # products with a refused gradient are undefined, not wrong

@@ -82,23 +82,27 @@ static double tensor_copy(const void *data, int bfloat16, int64_t n, int64_t pos
     return norm;
 }
 
-/* Units [first, last). Per tensor t: address data[t] (0 for a missing one), kind[t] (1 for bfloat16), n[t],
- * position[t]; unit u has tensors [begin[u], begin[u + 1]) and chunk width width[u], 0 for a unit that is copied.
+/* Units [first, last). Per tensor t: address data[t] (0 for a missing one), kind[t] (1 for bfloat16), and place + 4t:
+ * start, number of runs, elements a run, distance of runs, in the flat index of the unit; unit u has tensors
+ * [begin[u], begin[u + 1]) and chunk width width[u], 0 for a unit that is copied.
  * Writes norms[t] and row u of the sketches, out + u * stride. */
 void thermoclaw_measure(int64_t first, int64_t last, const int64_t *begin, const int64_t *width, const int64_t *data,
-                        const int64_t *kind, const int64_t *n, const int64_t *position, int64_t p,
-                        const float *signs, float *out, int64_t stride, double *norms) {
+                        const int64_t *kind, const int64_t *place, int64_t p, const float *signs, float *out,
+                        int64_t stride, double *norms) {
     for (int64_t u = first; u < last; u++) {
         float *row = out + u * stride;
         memset(row, 0, (size_t)p * sizeof *row);
         for (int64_t t = begin[u]; t < begin[u + 1]; t++) {
-            const void *x = (const void *)(intptr_t)data[t];
-            if (x == 0 || n[t] == 0)
-                norms[t] = 0;
-            else if (width[u] == 0)
-                norms[t] = tensor_copy(x, (int)kind[t], n[t], position[t], row);
-            else
-                norms[t] = tensor_pass(x, (int)kind[t], n[t], position[t], p, width[u], signs, row);
+            const char *x = (const char *)(intptr_t)data[t];
+            const int64_t *at = place + 4 * t, run = at[2];
+            const int64_t step = run * (kind[t] ? 2 : 4);
+            norms[t] = 0;
+            for (int64_t r = 0; x != 0 && r < at[1]; r++, x += step) {
+                const int64_t position = at[0] + r * at[3];
+                norms[t] += width[u] == 0
+                                ? tensor_copy(x, (int)kind[t], run, position, row)
+                                : tensor_pass(x, (int)kind[t], run, position, p, width[u], signs, row);
+            }
         }
     }
 }

@@ -22,7 +22,8 @@ from thermoclaw.layers import Layout, Unit, lay_out, signature
 from thermoclaw.measure.columns import RAW, RAW_COLUMNS
 from thermoclaw.measure.exact import ExactBackend
 from thermoclaw.measure.hyper import GroupHyper, device_lrs, hyper_rows, read_groups
-from thermoclaw.measure.sums import Backend, SketchBackend, flat, squared_norms
+from thermoclaw.measure.sketched import SketchBackend
+from thermoclaw.measure.sums import Backend
 from thermoclaw.quantities import LAYER_COLUMNS, RUN_COLUMNS
 from thermoclaw.record import Record
 
@@ -129,18 +130,15 @@ class Meter:
         self._unit_group = np.array([unit.group for unit in layout.units])
         sizes = [sum(p.numel() for p in unit.params) for unit in layout.units]
         self._derivation.bind([unit.layer for unit in layout.units], sizes, len(layout.layers))
-        self._derivation.start_from(self._norms_now(layout.units))
+        self._derivation.start_from(self._norms_now())
         self._ring_start = self.num_rows
 
-    @staticmethod
-    def _norms_now(units: tuple[Unit, ...]) -> np.ndarray:
+    def _norms_now(self) -> np.ndarray:
         """‖θ‖² of each unit, read when units are bound (this waits for the device)."""
-        found = []
-        for unit in units:
-            params = [flat(p.detach(), p.detach()) for p in unit.params]
-            wide = torch.float32 if unit.device.type == "mps" else torch.float64
-            found.append(float(squared_norms(params, dtype=wide).sum()))
-        return np.array(found)
+        norms = np.empty(len(self.layout.units))
+        for part in self._parts:
+            norms[part.places] = part.backend.start_norms().cpu().numpy()
+        return norms
 
     def _rebind_if_changed(self) -> None:
         if signature(self._optimizer) == self.layout.signature:

@@ -72,7 +72,7 @@ def library() -> ctypes.CDLL | None:
         found.thermoclaw_measure.argtypes = [
             integer,
             integer,
-            *[address] * 6,
+            *[address] * 5,
             integer,
             address,
             address,
@@ -103,21 +103,20 @@ class NativePass:
     """Measures the flat tensors of all units at once, where every one of them is of a kind the kernel knows.
 
     Args:
-        sizes: for each unit the number of elements of each of its parameters.
-        sketcher: whose buckets and signs to use.
+        sketcher: whose buckets, signs and places to use.
     """
 
-    def __init__(self, sizes: list[list[int]], sketcher: Sketcher) -> None:
+    def __init__(self, sketcher: Sketcher) -> None:
         self._sketcher = sketcher
-        counts = [len(parts) for parts in sizes]
-        self._begin = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-        self._width = np.array([sketcher.width(unit) for unit in range(len(sizes))], dtype=np.int64)
-        self._n = np.array([n for parts in sizes for n in parts], dtype=np.int64)
-        self._position = np.array([at for unit in range(len(sizes)) for at in sketcher.offsets(unit)], dtype=np.int64)
+        places = sketcher.places
+        self._begin = np.cumsum([0, *(len(row) for row in places)]).astype(np.int64)
+        self._width = np.array([sketcher.width(unit) for unit in range(len(places))], dtype=np.int64)
+        self._place = np.array([place for row in places for place in row], dtype=np.int64).reshape(-1, 4)
+        self._n = [place.size for row in places for place in row]
         self._data = np.zeros(len(self._n), dtype=np.int64)
         self._kind = np.zeros(len(self._n), dtype=np.int64)
         self._norms = np.zeros(len(self._n), dtype=np.float64)
-        self._elements = np.array([sum(parts) for parts in sizes], dtype=np.int64)
+        self._elements = np.array([sum(place.size for place in row) for row in places], dtype=np.int64)
         self._pool: ThreadPoolExecutor | None = None
         self._pool_pid = -1
 
@@ -140,7 +139,7 @@ class NativePass:
             data[i] = x.data_ptr()
             kind[i] = code
 
-        tables = [a.ctypes.data for a in (self._begin, self._width, data, kind, self._n, self._position)]
+        tables = [a.ctypes.data for a in (self._begin, self._width, data, kind, self._place)]
         targets = (self._sketcher.signs.data_ptr(), out.data_ptr(), out.stride(0), self._norms.ctypes.data)
 
         def work(first: int, last: int) -> None:

@@ -18,6 +18,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from thermoclaw.measure.place import Place, spread, whole
+
 ROWS_SMALL, ROWS_LARGE, LARGE = 64, 128, 1 << 20
 SIZES = (251, 509, 1021, 2039, 4093)
 
@@ -57,7 +59,9 @@ def chunk_rows(total: int) -> int:
     return ROWS_LARGE if total >= LARGE else ROWS_SMALL
 
 
-_Piece = tuple[int, int, Tensor, Tensor, int]  # start and stop in the parameter, where it adds up, its signs, a factor
+_Piece = tuple[
+    int, int, int, int, int
+]  # start and stop in the tensor, places in the accumulator and the signs, a factor
 
 
 class Sketcher:
@@ -68,18 +72,34 @@ class Sketcher:
         size: p, one of `SIZES`.
         device: where the sketches live.
         dtype: of the sketches; lower-precision inputs are widened as they are read.
+        places: where the elements of the tensors to come lie, by unit and parameter; by default they are whole.
     """
 
-    def __init__(self, sizes: list[list[int]], *, size: int, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        sizes: list[list[int]],
+        *,
+        size: int,
+        device: torch.device,
+        dtype: torch.dtype,
+        places: list[list[Place]] | None = None,
+    ) -> None:
         self.size = size
+        self._device, self._dtype = device, dtype
         self._totals = [sum(parts) for parts in sizes]
         self._offsets = [[sum(parts[:i]) for i in range(len(parts))] for parts in sizes]
+        self.places = places or [
+            [whole(at, n) for at, n in zip(offsets, parts, strict=True)]
+            for offsets, parts in zip(self._offsets, sizes, strict=True)
+        ]
         self._rows = [chunk_rows(total) for total in self._totals]
-        widest = max((rows * size for rows, n in zip(self._rows, self._totals, strict=True) if n > size), default=0)
-        self._signs = sign_table(2 * widest, device=device, dtype=dtype)
-        self._acc = torch.zeros(widest, device=device, dtype=dtype)
+        self._widest = max(
+            (rows * size for rows, n in zip(self._rows, self._totals, strict=True) if n > size), default=0
+        )
+        self._signs = sign_table(2 * self._widest, device=device, dtype=dtype)
+        self._acc: Tensor | None = None
         self._lookup: dict[int, tuple[Tensor, Tensor]] = {}  # shifts and factors of units with sparse gradients
-        self._plans = [self._plan(unit, parts) for unit, parts in enumerate(sizes)]
+        self._plans: dict[int, list[list[_Piece]]] = {}
 
     @property
     def signs(self) -> Tensor:
@@ -90,33 +110,29 @@ class Sketcher:
         """Chunk width of a unit; 0 where its elements have buckets of their own."""
         return 0 if self._totals[unit] <= self.size else self._rows[unit] * self.size
 
-    def offsets(self, unit: int) -> list[int]:
-        """Where each parameter of a unit begins."""
-        return self._offsets[unit]
-
     @property
     def num_bytes(self) -> int:
         """Bytes of the sign table and the accumulator."""
-        return sum(t.numel() * t.element_size() for t in (self._signs, self._acc))
+        return sum(t.numel() * t.element_size() for t in (self._signs, self._acc) if t is not None)
 
-    def _plan(self, unit: int, parts: list[int]) -> list[list[_Piece]]:
-        """How each parameter of a unit is cut: at the borders of chunks."""
-        if self._totals[unit] <= self.size:
-            return []
+    def _plan(self, unit: int) -> list[list[_Piece]]:
+        """How the span of each parameter of a unit is cut: at the borders of chunks."""
+        if unit in self._plans:
+            return self._plans[unit]
         width = self._rows[unit] * self.size
         plan = []
-        for offset, n in zip(self._offsets[unit], parts, strict=True):
+        for place in self.places[unit]:
             pieces = []
-            position = offset
-            while position < offset + n:
+            position, stop = place.start, place.start + place.span
+            while position < stop:
                 chunk, inside = divmod(position, width)
-                length = min(width - inside, offset + n - position)
+                length = min(width - inside, stop - position)
+                begin = position - place.start
                 sign_at = chunk_shift(chunk, width, self.size) + inside
-                start = position - offset
-                into, signs = self._acc[inside : inside + length], self._signs[sign_at : sign_at + length]
-                pieces.append((start, start + length, into, signs, chunk_sign(chunk)))
+                pieces.append((begin, begin + length, inside, sign_at, chunk_sign(chunk)))
                 position += length
             plan.append(pieces)
+        self._plans[unit] = plan
         return plan
 
     def sketch(self, unit: int, tensors: list[Tensor | None], out: Tensor) -> None:
@@ -125,36 +141,35 @@ class Sketcher:
         if total <= size:
             self._copy(unit, tensors, out)
             return
+        if self._acc is None:
+            self._acc = torch.zeros(self._widest, device=self._device, dtype=self._dtype)
         rows = min(self._rows[unit], -(-total // size))
         acc = self._acc[: rows * size]
-        fresh = tensors[0] is not None and len(self._plans[unit][0]) > 1  # then its first piece fills every row
+        first = self._plan(unit)[0]
+        # then the first piece fills every row, and its factor is 1
+        fresh = tensors[0] is not None and len(first) > 1 and self.places[unit][0].start == 0
         if not fresh:
             acc.zero_()
-        for pieces, x in zip(self._plans[unit], tensors, strict=True):
+        for place, pieces, x in zip(self.places[unit], self._plan(unit), tensors, strict=True):
             if x is None:
                 continue
-            for start, stop, into, signs, factor in pieces:
+            laid = spread(x, place)
+            for start, stop, inside, sign_at, factor in pieces:
+                into = acc[inside : inside + stop - start]
+                signs = self._signs[sign_at : sign_at + stop - start]
                 if fresh:
-                    torch.mul(x[start:stop], signs, out=into)  # the first chunk's factor is 1
+                    torch.mul(laid[start:stop], signs, out=into)
                     fresh = False
                 else:
-                    into.addcmul_(x[start:stop], signs, value=factor)
+                    into.addcmul_(laid[start:stop], signs, value=factor)
         torch.sum(acc.view(rows, size), 0, out=out)
 
     def _copy(self, unit: int, tensors: list[Tensor | None], out: Tensor) -> None:
         """A unit of at most p elements: each has a bucket of its own."""
-        total = self._totals[unit]
-        if total < self.size:
-            out[total:].zero_()
-        for offset, x, n in zip(self._offsets[unit], tensors, self._lengths(unit), strict=True):
-            if x is None:
-                out[offset : offset + n].zero_()
-            else:
-                out[offset : offset + n].copy_(x)
-
-    def _lengths(self, unit: int) -> list[int]:
-        offsets = self._offsets[unit]
-        return [b - a for a, b in zip(offsets, [*offsets[1:], self._totals[unit]], strict=True)]
+        out.zero_()
+        for place, x in zip(self.places[unit], tensors, strict=True):
+            if x is not None:
+                out[place.start : place.start + place.span].copy_(spread(x, place))
 
     def add_sparse(self, unit: int, param: int, index: Tensor, values: Tensor, out: Tensor) -> None:
         """Add the sketch of a sparse tensor: `index` are flat positions in the parameter, int64, of `values`."""

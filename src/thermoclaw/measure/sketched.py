@@ -1,0 +1,132 @@
+"""The sketching backend: exact norms, and every other product from sketches of p numbers a unit.
+
+This is the reference on any device, made of torch operations; on the CPU the compiled pass of `native` takes the
+sketches and norms where it can.
+
+Legend: U units, K raw columns, p sketch size.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from thermoclaw.layers import Unit
+from thermoclaw.measure.columns import RAW
+from thermoclaw.measure.native import NativePass
+from thermoclaw.measure.sharded import Peers
+from thermoclaw.measure.sketch import Sketcher
+from thermoclaw.measure.sums import Backend, UnitReader, flat_index
+
+NUM_GRADIENTS, NUM_STEPS, NUM_PARAMETERS = 4, 2, 2
+
+
+class SketchBackend(UnitReader):
+    """See the module's docstring."""
+
+    # places in the state [U, slots, p]
+    _G, _D, _P = 0, NUM_GRADIENTS, NUM_GRADIENTS + NUM_STEPS
+    _ORIGIN = _P + NUM_PARAMETERS
+    _SLOTS = _ORIGIN + 1
+
+    def __init__(self, units: list[Unit], *, size: int = 1021) -> None:
+        super().__init__(units)
+        self._sketcher = Sketcher(self.sizes, size=size, device=self.device, dtype=self.dtype, places=self.places)
+        self._state = torch.full((len(units), self._SLOTS, size), float("nan"), device=self.device, dtype=self.dtype)
+        self._now = 0
+        self._native = NativePass(self._sketcher) if self.device.type == "cpu" else None
+        self.peers = Peers(units, device=self.device, per_unit=2 * (size + 1))
+        self._g_g = torch.zeros(len(units), device=self.device, dtype=self.wide)
+        self._p_p = self._measure(self.parameters(), self._P)
+        self.peers.add_up(self._state[:, self._P], self._p_p)
+        self._state[:, self._P + 1] = self._state[:, self._P]
+        self._state[:, self._ORIGIN] = self._state[:, self._P]
+
+    def start_norms(self) -> Tensor:
+        """See `Backend`."""
+        return self._p_p
+
+    def num_bytes(self) -> int:
+        """Bytes held between steps."""
+        return self._state.numel() * self._state.element_size() + self._sketcher.num_bytes
+
+    def forget(self) -> None:
+        """See `Backend`."""
+        self._state[:, : self._ORIGIN].fill_(float("nan"))
+
+    def _measure(self, tensors: list[list[Tensor | None]], slot: int) -> Tensor:
+        """Sketch all units into a slot of the state and return their squared norms [U]."""
+        if self._native is not None:
+            norms = self._native([x for row in tensors for x in row], self._state[:, slot])
+            if norms is not None:
+                return self._per_unit(norms.to(self.wide), self._owner)
+        for u, row in enumerate(tensors):
+            out = self._state[u, slot]
+            self._sketcher.sketch(u, [None if x is None or x.is_sparse else x for x in row], out)
+            for i, x in enumerate(row):
+                if x is not None and x.is_sparse:
+                    self._sketcher.add_sparse(u, i, *flat_index(x), out)
+        return self._norms(tensors)
+
+    def _slot(self, base: int, count: int, lag: int = 0) -> int:
+        return base + (self._now - lag) % count
+
+    def read_gradients(self, *, scale: Tensor | None = None) -> None:
+        """See `Backend`."""
+        slot = self._slot(self._G, NUM_GRADIENTS)
+        self._g_g = self._measure(self.gradients(), slot)
+        if scale is not None:
+            inverse = scale.reshape(()).to(self.device).reciprocal()
+            self._state[:, slot].mul_(inverse.to(self.dtype))
+            self._g_g.mul_(inverse.to(self.wide).square())
+
+    def read_parameters(self, out: Tensor, *, lrs: dict[int, Tensor], skipped: Tensor | None = None) -> None:
+        """See `Backend`."""
+        state = self._state
+        new, delta = self._slot(self._G, NUM_GRADIENTS), self._slot(self._D, NUM_STEPS)
+        now, before = self._slot(self._P, NUM_PARAMETERS), self._slot(self._P, NUM_PARAMETERS, 1)
+        # the slot of θ two steps ago takes θ now; Δ is formed from the two
+        self._p_p = self._measure(self.parameters(), now)
+        if self.peers:
+            self.peers.exchange(state[:, new], state[:, now], self._g_g, self._p_p)
+        torch.sub(state[:, now], state[:, before], out=state[:, delta])
+        with_grad = torch.matmul(state, state[:, new].unsqueeze(-1)).squeeze(-1).to(self.wide)
+        drift = state[:, now] - state[:, self._ORIGIN]
+        step = state[:, delta]
+
+        out[:, RAW["g_g"]] = self._g_g
+        out[:, RAW["p_p"]] = self._p_p
+        for name, slot in (
+            ("gs_gs", new),
+            ("g_g1", self._slot(self._G, NUM_GRADIENTS, 1)),
+            ("g_g2", self._slot(self._G, NUM_GRADIENTS, 2)),
+            ("g_g3", self._slot(self._G, NUM_GRADIENTS, 3)),
+            ("g_d", delta),
+            ("g_d1", self._slot(self._D, NUM_STEPS, 1)),
+            ("g_p", before),
+        ):
+            out[:, RAW[name]] = with_grad[:, slot]
+        out[:, RAW["d_d"]] = (step * step).sum(1).to(self.wide)
+        old = state[:, before]
+        out[:, RAW["d_p"]] = (step * old).sum(1).to(self.wide)
+        out[:, RAW["ps_ps"]] = (old * old).sum(1).to(self.wide)
+        out[:, RAW["f_f"]] = (drift * drift).sum(1).to(self.wide)
+        self._write_lrs(out, lrs, skipped)
+        if skipped is not None:  # products with a refused gradient are undefined, not wrong
+            refused = skipped.reshape(()).to(self.device) > 0
+            for slot in (new, delta):
+                state[:, slot].masked_fill_(refused, float("nan"))
+        self._now += 1
+
+    def adopt(self, other: Backend) -> None:
+        """See `Backend`."""
+        if not isinstance(other, SketchBackend) or other._sketcher.size != self._sketcher.size:
+            return
+        place = {unit.key: u for u, unit in enumerate(other.units)}
+        self._now = other._now
+        last = self._slot(self._P, NUM_PARAMETERS, 1)
+        for u, unit in enumerate(self.units):
+            if unit.key in place:
+                self._state[u] = other._state[place[unit.key]]
+            else:
+                self._state[u, last] = self._state[u, self._ORIGIN]
