@@ -23,6 +23,7 @@ from thermoclaw.diagnosis.engine import live_findings
 from thermoclaw.diagnosis.finding import Finding
 from thermoclaw.measure.hyper import read_groups
 from thermoclaw.measure.meter import Meter, Settings
+from thermoclaw.measure.sharded import PeerFailed
 from thermoclaw.record import Record
 from thermoclaw.version import __version__
 
@@ -59,6 +60,8 @@ class Attachment:
         Attachment._count += 1
         self.number = Attachment._count
         self.strict, self.closed, self.failed = strict, False, False
+        self._has_cadence_event = False
+        self._is_limping = False  # failed, and other processes still count on this one
         self.meter = Meter(model, optimizer, settings)
         self.alarms: list[Finding] = []
         self.events: list[dict[str, Any]] = []
@@ -73,6 +76,7 @@ class Attachment:
         self._start_versions = self._version_sum()
         self._polls = 0
         self._polled: set[int] = set()
+        self._calls_seen = 0
         self._missing: dict[str, bool] = {}
         self.hooks: Hooks | None = Hooks(optimizer, self) if can_hook(optimizer) else None
         if self.hooks is None:
@@ -94,10 +98,11 @@ class Attachment:
             return
         try:
             work()
-        except Exception:
+        except Exception as error:
             if self.strict:
                 raise
             self.failed = True  # the hooks stay until later: torch is going through them just now
+            self._is_limping = self.meter.has_peers and not isinstance(error, PeerFailed)
             logger.exception(
                 "thermoclaw: measuring failed and is off from here on; training goes on. What was recorded up to "
                 "now can still be diagnosed. Please report this traceback."
@@ -105,14 +110,38 @@ class Attachment:
 
     def before_step(self, *, closure: bool) -> None:
         """Hook: the optimizer is about to step."""
-        self._guard(lambda: self.meter.before_step(closure=closure))
+        if self._is_limping:
+            self._limp(self.meter.limp_before)
+        else:
+            self._guard(lambda: self._timed_before(closure=closure))
+
+    def _timed_before(self, *, closure: bool) -> None:
+        with self.meter.own_work(lap=True):
+            self.meter.before_step(closure=closure)
 
     def after_step(self) -> None:
         """Hook: the optimizer has stepped."""
-        self._guard(self.meter.after_step)
+        self._guard(self._timed_after)
+        if self._is_limping:
+            self._limp(self.meter.limp_after)
+
+    def _timed_after(self) -> None:
+        with self.meter.own_work():
+            self.meter.after_step()
+        if self.meter.is_capturing():  # from here on the hooks may be silent
+            self._polled, self._calls_seen = set(), self.meter.num_calls
+
+    def _limp(self, work: Callable[[], None]) -> None:
+        """Keep other processes from waiting for this one, whose measuring failed; give up when that fails too."""
+        try:
+            work()
+        except Exception:
+            self._is_limping = False
 
     def poll(self, caller: object) -> None:
         """Measure at a listener's step() where hooks cannot fire; the first to come round again opens a new step."""
+        if self.meter.is_capturing():
+            return
         if self.hooks is None:
             if self._polled and id(caller) not in self._polled:
                 self._polled.add(id(caller))
@@ -120,7 +149,9 @@ class Attachment:
             self._polled = {id(caller)}
             self.before_step(closure=False)
             self.after_step()
-        elif self.meter.num_rows == 0:
+        elif self.meter.is_captured:
+            self._poll_replay(caller)
+        elif self.meter.num_calls == 0:
             self._polls += 1
             if self._polls >= 2 and self._version_sum() != self._start_versions:
                 self.hooks.remove()
@@ -132,13 +163,24 @@ class Attachment:
                 )
                 self.poll(caller)
 
+    def _poll_replay(self, caller: object) -> None:
+        """After a capture, hooks are silent: the first listener to come round again tells of a new replay."""
+        if self.meter.num_calls != self._calls_seen:  # hooks did fire: a step outside the graph
+            self._polled = {id(caller)}
+        elif not self._polled or id(caller) in self._polled:
+            self._polled = {id(caller)}
+            self._guard(self.meter.note_replay)
+        else:
+            self._polled.add(id(caller))
+        self._calls_seen = self.meter.num_calls
+
     def _version_sum(self) -> int:
         return sum(p._version for unit in self.meter.layout.units for p in unit.params)
 
     def give_loss(self, loss: Any, *, fresh: bool) -> None:
         """Take a loss for the step just made; between two optimizer steps, losses are averaged."""
         checked = self._check_loss(loss)
-        if checked is None:
+        if checked is None or self.meter.is_capturing():
             return
         if not fresh:  # kept for later: a copy, as the user may go on adding to the tensor
             self._losses.append(checked.clone() if isinstance(checked, Tensor) else checked)
@@ -179,15 +221,21 @@ class Attachment:
 
     def advance(self, *, settled: bool = False) -> None:
         """Hand on rows that are due and let the rules look at fixed steps; `settled`: the newest row has its loss."""
-        if self.failed and self.hooks is not None:
+        if self.failed and self.hooks is not None and not self._is_limping:
             self.hooks.remove()
         if settled:
             self.meter.settle()
-        self._guard(self._advance)
+        with self.meter.own_work():
+            self._guard(self._advance)
 
     def _advance(self) -> None:
+        if self.meter.is_capturing():
+            return
         self.meter.ingest()
         self._look_for_missing()
+        if self.meter.cadence.decision is not None and not self._has_cadence_event:
+            self._has_cadence_event = True
+            self.events.append({"step": self.meter.due_step, **self.meter.cadence.decision})
         last = self.meter.due_step
         if last < self._next_check:
             return
@@ -209,7 +257,7 @@ class Attachment:
 
     def _look_for_missing(self) -> None:
         """Parameters outside the optimizer that get gradients: note them, unless somebody else moves them."""
-        if not self._versions or self.meter.num_rows < 2:
+        if not self._versions or self.meter.num_calls < 2:
             return
         for name, p in self.meter.layout.unoptimized.items():
             if p._version != self._versions.get(name, p._version):
@@ -230,7 +278,7 @@ class Attachment:
         fits = record is not None and mine == [(layer.name, layer.num_params) for layer in record.layers]
         if record is not None and fits:
             earlier = record.rows(stop=step + 1)
-            self.meter.history.append(earlier.steps.astype(np.int64), earlier.layer_values, earlier.run_values)
+            self.meter.intake.history.append(earlier.steps.astype(np.int64), earlier.layer_values, earlier.run_values)
             self.events.extend(earlier.events)
             raised = [event["finding"] for event in earlier.events if event.get("kind") == "alarm"]
             self.alarms.extend(Finding.from_json(finding) for finding in raised)
@@ -241,11 +289,11 @@ class Attachment:
 
     def step_record(self, step: int) -> Record:
         """One measured step as a Record: of a single row, or of none where that row is gone."""
-        return self.meter.step_record(step, meta=self.meta(), events=tuple(self.events))
+        return self.meter.intake.step_record(step, meta=self.meta(), events=tuple(self.events))
 
     def record(self, *, start: int | None = None, stop: int | None = None) -> Record:
         """What was handed on so far with start ≤ step < stop, as a Record."""
-        return self.meter.record(meta=self.meta(), events=tuple(self.events), start=start, stop=stop)
+        return self.meter.intake.record(meta=self.meta(), events=tuple(self.events), start=start, stop=stop)
 
     def meta(self) -> dict[str, Any]:
         """What the run is."""
@@ -262,10 +310,11 @@ class Attachment:
             "param_groups": hypers,
             "layer_groups": groups,
             "settings": asdict(self.meter.settings),
+            "every": self.meter.cadence.every,
             "devices": sorted({str(unit.device) for unit in layout.units}),
             "dtypes": sorted({str(p.dtype) for unit in layout.units for p in unit.params}),
             "num_params": sum(layer.num_params for layer in layout.layers),
-            "num_skipped": self.meter.num_skipped,
+            "num_skipped": self.meter.intake.num_skipped,
             "unoptimized": [name for name, idle in self._missing.items() if idle],
             "parameter_order": self._parameter_order,
             "outside_optimizer": sorted(layout.unoptimized),

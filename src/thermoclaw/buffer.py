@@ -18,15 +18,27 @@ from thermoclaw.quantities import LAYER_COLUMNS, RUN_COLUMNS, Array
 
 
 class DeviceRing:
-    """Two blocks of rows on a device; `push` fills, `take` yields what is due.
+    """Two blocks of rows on a device: fill the row of `next_row`, then `advance`; `take` yields what is due.
+
+    On an accelerator the place of a row is counted on the device, so that a captured graph that fills rows goes on
+    filling the right ones when it is replayed.
 
     Args:
         shape: of one row.
         block: B, rows a block.
         device, dtype: where and how rows are kept.
+        replayable: count places on the device; by default where graphs can be captured.
     """
 
-    def __init__(self, shape: tuple[int, ...], *, block: int, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        *,
+        block: int,
+        device: torch.device,
+        dtype: torch.dtype,
+        replayable: bool | None = None,
+    ) -> None:
         self.device = device
         self._block = block
         self._rows = torch.full((2 * block, *shape), float("nan"), device=device, dtype=dtype)
@@ -34,6 +46,13 @@ class DeviceRing:
         self._host = torch.empty_like(self._rows, device="cpu", pin_memory=True) if self._async else self._rows
         self._events = [torch.cuda.Event() for _ in range(2)] if self._async else []
         self._copied = self._taken = self._pushed = 0
+        self._replayable = self._async if replayable is None else replayable
+        if self._replayable:
+            self._stage = torch.full(shape, float("nan"), device=device, dtype=dtype)
+            self._written = torch.zeros(1, dtype=torch.int64, device=device)
+            self._place = torch.zeros(1, dtype=torch.int64, device=device)
+            self._written_then = torch.zeros(2, dtype=torch.int64, pin_memory=self._async)  # by block, when it was sent
+            self._pushed_then = [0, 0]
 
     def num_bytes(self) -> int:
         """Bytes on the device."""
@@ -41,7 +60,7 @@ class DeviceRing:
 
     def next_row(self) -> Tensor:
         """The row to write now; call `advance` when it is complete."""
-        return self._rows[self._pushed % (2 * self._block)]
+        return self._stage if self._replayable else self._rows[self._pushed % (2 * self._block)]
 
     def last_row(self) -> Tensor:
         """The row written last."""
@@ -49,6 +68,18 @@ class DeviceRing:
 
     def advance(self) -> None:
         """Count the row as written."""
+        if self._replayable:
+            self.write()
+        self.count()
+
+    def write(self) -> None:
+        """The device's part of `advance`, all that a graph captures."""
+        self._rows.index_copy_(0, self._place, self._stage.unsqueeze(0))
+        self._written.add_(1)
+        torch.remainder(self._written, 2 * self._block, out=self._place)
+
+    def count(self) -> None:
+        """The host's part of `advance`, once for each replay."""
         self._pushed += 1
 
     def start_copies(self, upto: int) -> None:
@@ -57,6 +88,11 @@ class DeviceRing:
             at = self._copied % (2 * self._block)
             if self._async:
                 self._host[at : at + self._block].copy_(self._rows[at : at + self._block], non_blocking=True)
+            if self._replayable:
+                half = at // self._block
+                self._written_then[half : half + 1].copy_(self._written, non_blocking=True)
+                self._pushed_then[half] = self._pushed
+            if self._async:
                 self._events[at // self._block].record()
             self._copied += self._block
 
@@ -65,21 +101,36 @@ class DeviceRing:
         return max(upto // self._block * self._block - (self._block if self._async else 0), 0)
 
     def take(self, count: int) -> NDArray[np.float64]:
-        """The next `count` rows as a host array. Waits only for copies that were sent a whole block ago."""
+        """The next `count` rows as a host array. Waits only for copies that were sent a whole block ago.
+
+        Raises:
+            RuntimeError: a captured graph was replayed more or less often than the host was told.
+        """
         parts = []
         while count > 0:
             at = self._taken % (2 * self._block)
             length = min(count, self._block - at % self._block)
-            if self._async:
-                if self._taken + length <= self._copied:
-                    self._events[at // self._block].synchronize()
-                else:  # the user asked for rows that no scheduled copy has sent yet: this waits
-                    self._host[at : at + length].copy_(self._rows[at : at + length])
+            half = at // self._block
+            if self._taken + length <= self._copied:
+                if self._async:
+                    self._events[half].synchronize()
+                if self._replayable:
+                    self._check(int(self._written_then[half]), self._pushed_then[half])
+            elif self._async:  # the user asked for rows that no scheduled copy has sent yet: this waits
+                self._host[at : at + length].copy_(self._rows[at : at + length])
             parts.append(self._host[at : at + length].to(torch.float64).numpy().copy())
             self._taken += length
             self._copied = max(self._copied, self._taken // self._block * self._block)
             count -= length
         return np.concatenate(parts) if parts else np.empty((0, *self._rows.shape[1:]))
+
+    @staticmethod
+    def _check(written: int, counted: int) -> None:
+        if written != counted:
+            raise RuntimeError(
+                f"a captured training step was replayed {written} times while observer.step() was called {counted} "
+                "times: call observer.step() once after every replay"
+            )
 
     def pending(self) -> int:
         """Rows written and not yet taken."""
@@ -98,16 +149,17 @@ class History:
     Args:
         num_layers: L.
         capacity: rows kept at most.
-        every: distance of the rows that come, in steps.
         dtype: of the layer columns; single precision unless the run asks for more.
     """
 
-    def __init__(self, num_layers: int, *, capacity: int, every: int = 1, dtype: type = np.float32) -> None:
+    def __init__(self, num_layers: int, *, capacity: int, dtype: type = np.float32) -> None:
         self._capacity = max(capacity, 64)
         self._head = self._capacity // 8
         self._recent = self._capacity // 2
-        self.stride = every
+        self.stride = 1  # distance of rows in the middle, in rows as they came
         self._size = 0
+        self._arrived = 0
+        self._order = np.zeros(self._capacity, dtype=np.int64)
         self._steps = np.zeros(self._capacity, dtype=np.int64)
         self._layer_values: Array = np.zeros((self._capacity, num_layers, len(LAYER_COLUMNS)), dtype=dtype)
         self._run_values = np.zeros((self._capacity, len(RUN_COLUMNS)), dtype=np.float64)
@@ -117,7 +169,7 @@ class History:
 
     def num_bytes(self) -> int:
         """Bytes held."""
-        return self._steps.nbytes + self._layer_values.nbytes + self._run_values.nbytes
+        return self._steps.nbytes + self._order.nbytes + self._layer_values.nbytes + self._run_values.nbytes
 
     def append(self, steps: NDArray[np.int64], layer_values: Array, run_values: Array) -> None:
         """Add rows [B], [B, L, Q], [B, R]; thins when full."""
@@ -128,6 +180,8 @@ class History:
             count = min(self._capacity - self._size, len(steps) - start)
             chunk, place = slice(start, start + count), slice(self._size, self._size + count)
             self._steps[place] = steps[chunk]
+            self._order[place] = self._arrived + np.arange(count)
+            self._arrived += count
             with np.errstate(over="ignore"):
                 self._layer_values[place] = layer_values[chunk]
             self._run_values[place] = run_values[chunk]
@@ -136,15 +190,16 @@ class History:
 
     def _thin(self) -> None:
         """Thin the middle at its stride, and at a doubled one while that frees less than an eighth of the rows."""
-        steps = self._steps[: self._size]
+        order = self._order[: self._size]
         place = np.arange(self._size)
         protected = (place < self._head) | (place >= self._size - self._recent)
-        keep = protected | ((steps - 1) % self.stride == 0)
+        keep = protected | (order % self.stride == 0)
         while keep.sum() > self._capacity - self._capacity // 8:
             self.stride *= 2
-            keep = protected | ((steps - 1) % self.stride == 0)
+            keep = protected | (order % self.stride == 0)
         kept = np.flatnonzero(keep)
         self._steps[: len(kept)] = self._steps[kept]
+        self._order[: len(kept)] = order[kept]
         self._layer_values[: len(kept)] = self._layer_values[kept]
         self._run_values[: len(kept)] = self._run_values[kept]
         self._size = len(kept)

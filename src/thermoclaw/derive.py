@@ -80,15 +80,15 @@ class _Lagged:
 
     def __init__(self, depth: int) -> None:
         self._rows: deque[Array] = deque(maxlen=depth)
-        self._depth = depth
+        self.depth = depth
 
     def extend(self, values: Array) -> Array:
         """[B, L] → [depth + B, L] with NaN where nothing was seen yet; remembers the tail."""
         width = values.shape[1]
         before = [np.pad(row, (0, max(width - len(row), 0)), constant_values=np.nan)[:width] for row in self._rows]
-        before = [np.full(width, np.nan)] * (self._depth - len(before)) + before
-        joined = np.concatenate([np.array(before).reshape(self._depth, width), values])
-        for row in joined[-self._depth :]:
+        before = [np.full(width, np.nan)] * (self.depth - len(before)) + before
+        joined = np.concatenate([np.array(before).reshape(self.depth, width), values])
+        for row in joined[-self.depth :]:
             self._rows.append(row)
         return joined
 
@@ -158,6 +158,13 @@ class Derivation:
         assert self._sums is not None
         self._lag["param_sq"].extend(self._sums(param_sq[None]))
         self._before_sq = param_sq
+
+    def gap(self) -> None:
+        """Tell that steps were left out before the next row: what is made of neighboring rows is undefined there."""
+        for name, lagged in self._lag.items():
+            self._lag[name] = _Lagged(lagged.depth)
+        self._before_sq = self._carried = None
+        self._started = True
 
     def rows(self, raw: Array, hyper: HyperRows) -> Array:
         """Stored quantities [B, L, Q] of raw rows [B, U, K]."""

@@ -53,11 +53,15 @@ class Observer:
         optimizer: any `torch.optim.Optimizer`, or a wrapper that keeps one as `.optimizer`.
         mode: "sketch" (kilobytes a layer; exact for layers of at most `sketch_size` elements) or "exact" (nine copies
             of the model, double precision; for research on small models).
-        every: keep one row in this many steps; every step is measured. `log_every` is its name in 0.1.6.
+        every: keep a row at steps 1, 1 + every, 1 + 2·every and so on. A row needs the three steps before it, so from 5
+            up only 4 in `every` steps are measured and the rest costs nothing. `log_every` is its name in 0.1.6.
+        budget: share of a step's time that measuring may take, such as 0.01. The first 64 steps are all measured and
+            timed; then `every` is chosen once, stands in the record's meta and events, and stays.
         sketch_size: numbers kept per layer and vector, one of 251, 509, 1021, 2039, 4093. The cosine of two vectors has
             a standard deviation of about 1/√sketch_size.
         lag: rows a block; values reach the host, and the rules, in blocks of this many steps.
-        history_bytes: host memory for the recorded rows; when it is full the middle of the run is thinned.
+        history_bytes: host memory for the recorded rows; when it is full the middle of the run is thinned. By default
+            0.03 bytes a parameter, within 4 and 16 MiB.
         sigma_window_size: steps in the running median behind `r`.
         strict: raise errors of the measurement instead of logging them once and switching off.
         alpha, calib_start: keywords of thermoclaw 0.1.6 that have no meaning any more; other values than the defaults
@@ -95,9 +99,10 @@ class Observer:
         *,
         mode: str = "sketch",
         every: int = 1,
+        budget: float | None = None,
         sketch_size: int = 1021,
         lag: int = 8,
-        history_bytes: int = 16 << 20,
+        history_bytes: int | None = None,
         strict: bool = False,
     ) -> None:
         for name, value, default in (("alpha", alpha, 1.2), ("calib_start", calib_start, 200)):
@@ -107,17 +112,20 @@ class Observer:
         _check_choice("mode", mode, ("sketch", "exact"))
         _check_choice("sketch_size", sketch_size, SIZES)
         _check_at_least("every", every, 1)
+        if budget is not None:
+            _check_budget(budget, every=every)
         _check_at_least("lag", lag, 1)
         _check_at_least("sigma_window_size", sigma_window_size, 4)
-        _check_at_least("history_bytes", history_bytes, 0)
+        if history_bytes is not None:
+            _check_at_least("history_bytes", history_bytes, 0)
         inner = check_pair(model, optimizer)
-        settings = Settings(mode, sketch_size, every, lag, history_bytes, sigma_window_size)
+        settings = Settings(mode, sketch_size, every, budget, lag, history_bytes, sigma_window_size)
         if isinstance(model, (list, tuple)):
             model = list(model)
         self._attachment: Attachment = attach(model, inner, settings, strict=strict)  # type: ignore[arg-type]
         self.model = model
         self.optimizer = optimizer
-        self._seen_rows = self._attachment.meter.num_rows
+        self._seen_rows = self._attachment.meter.num_calls
         self._epoch_history: list[dict[str, Any]] = []
         self._epoch_start = 0
 
@@ -130,7 +138,7 @@ class Observer:
             if attachment.model_is(model):
                 observer = cls.__new__(cls)
                 observer._attachment, observer.model, observer.optimizer = attachment, model, optimizer
-                observer._seen_rows = attachment.meter.num_rows
+                observer._seen_rows = attachment.meter.num_calls
                 observer._epoch_history, observer._epoch_start = [], 0
                 return observer
         return cls(model, optimizer)
@@ -163,7 +171,7 @@ class Observer:
             >>> observer.step()["step"]
             101
         """
-        if self._attachment.meter.num_rows:
+        if self._attachment.meter.num_calls:
             raise RuntimeError("resume() comes before the first step: call it right after Observer(model, optimizer)")
         if step is None:
             step = record.num_steps if record is not None else 0
@@ -187,7 +195,7 @@ class Observer:
         """
         attachment = self._attachment
         attachment.poll(self)
-        rows = attachment.meter.num_rows
+        rows = attachment.meter.num_calls
         attachment.give_loss(loss, fresh=rows > self._seen_rows)
         self._seen_rows = rows
         attachment.advance(settled=True)
@@ -198,11 +206,11 @@ class Observer:
         """For detectors: hand on what is due without a loss; returns the number of the last measured row."""
         self._attachment.poll(listener)
         self._attachment.advance()
-        return self._attachment.meter.num_rows
+        return self._attachment.meter.num_calls
 
     def rows_measured(self) -> int:
         """For detectors: rows written so far, steps that a loss scaler refused included. Never waits."""
-        return self._attachment.meter.num_rows
+        return self._attachment.meter.num_calls
 
     def rows_on_host(self) -> int:
         """For detectors: the last step that the fixed lag has let through, whoever reads. Never waits."""
@@ -220,10 +228,10 @@ class Observer:
         """
         attachment = self._attachment
         attachment.catch_up()
-        step = attachment.meter.step_of(row)
+        step = attachment.meter.intake.step_of(attachment.meter.cadence.readable(row))
         record = attachment.step_record(step)
         if not len(record):
-            if not attachment.meter.last_step:
+            if not attachment.meter.intake.last_step:
                 raise LookupError("no optimizer step was measured yet: call step() after optimizer.step()")
             raise LookupError(f"step {step} was thinned from the history, or not kept (every=): read snapshots earlier")
         return record, 0
@@ -268,7 +276,7 @@ class Observer:
     def global_step(self) -> int:
         """Optimizer steps made so far, those before a `resume` included."""
         meter = self._attachment.meter
-        return meter.start_step + meter.num_rows - meter.num_skipped
+        return meter.intake.start_step + meter.num_calls - meter.intake.num_skipped
 
     @property
     def step_history(self) -> StepHistory:
@@ -394,6 +402,13 @@ def _ratio_of_sums(record: Record) -> float | None:
 def _check_choice(name: str, value: Any, choices: Sequence[Any]) -> None:
     if value not in choices:
         raise ValueError(f"{name}={value!r}: choose one of {', '.join(map(str, choices))}")
+
+
+def _check_budget(budget: Any, *, every: int) -> None:
+    if isinstance(budget, bool) or not isinstance(budget, (int, float)) or not 0 < budget < 1:
+        raise ValueError(f"budget={budget!r}: give the share of a step's time that measuring may take, such as 0.01")
+    if every != 1:
+        raise ValueError(f"every={every} and budget={budget}: a budget chooses the cadence itself; give one of the two")
 
 
 def _check_at_least(name: str, value: Any, least: int) -> None:

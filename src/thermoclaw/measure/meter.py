@@ -1,7 +1,8 @@
 """MEASURE and BUFFER joined: one meter per optimizer, however many observers and detectors listen.
 
-The meter is driven from the optimizer's step hooks (`before_step`, `after_step`), writes one raw row a step into the
-device rings, and turns blocks of rows into host history when they are due.
+The meter is driven from the optimizer's step hooks (`before_step`, `after_step`), writes one raw row a measured step
+into the device rings, and hands blocks of rows to the intake when they are due. A *call* is one call of the optimizer's
+step; which calls are measured is the cadence's to say.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import contextlib
 from collections import deque
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,16 +18,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from thermoclaw.buffer import DeviceRing, History
-from thermoclaw.derive import Derivation
+from thermoclaw.buffer import DeviceRing
 from thermoclaw.layers import Layout, Unit, lay_out, signature
-from thermoclaw.measure.columns import RAW, RAW_COLUMNS
+from thermoclaw.measure.cadence import Cadence, Call, Clock
+from thermoclaw.measure.columns import RAW_COLUMNS
 from thermoclaw.measure.exact import ExactBackend
-from thermoclaw.measure.hyper import GroupHyper, device_lrs, hyper_rows, read_groups
+from thermoclaw.measure.hyper import GroupHyper, device_lrs, read_groups
+from thermoclaw.measure.intake import Intake, RowNotes
+from thermoclaw.measure.sharded import meet
 from thermoclaw.measure.sketched import SketchBackend
 from thermoclaw.measure.sums import Backend
-from thermoclaw.quantities import LAYER_COLUMNS, RUN_COLUMNS
-from thermoclaw.record import Record
 
 
 @dataclass(frozen=True)
@@ -35,8 +37,9 @@ class Settings:
     mode: str = "sketch"
     sketch_size: int = 1021
     every: int = 1
+    budget: float | None = None
     lag: int = 8
-    history_bytes: int = 16 << 20
+    history_bytes: int | None = None
     baseline_steps: int = 200
 
 
@@ -47,16 +50,6 @@ class _Part:
     places: list[int]
     backend: Backend
     ring: DeviceRing
-
-
-@dataclass
-class _RowNotes:
-    """What the host knows of a row when it is written."""
-
-    hyper: list[GroupHyper]
-    has_grad: list[bool]
-    epoch: int
-    loss: float | None = None
 
 
 @contextlib.contextmanager
@@ -83,34 +76,37 @@ class Meter:
     def __init__(self, model: nn.Module | list[nn.Module], optimizer: Any, settings: Settings) -> None:
         self.settings = settings
         self.epoch = 0
-        self.num_rows = 0
-        self._settled = 0  # rows whose loss can no longer come
-        self._ring_start = 0  # rows written before the rings were made
-        self.num_skipped = 0
-        self.last_step = 0
-        self.start_step = 0
-        self._skipped_rows: deque[int] = deque(maxlen=4096)
+        self.cadence = Cadence(every=settings.every, budget=settings.budget)
         self._model, self._optimizer = model, optimizer
-        self._notes: deque[_RowNotes] = deque()
-        started = bool(getattr(optimizer, "state", None))
-        self._derivation = Derivation(RAW, baseline_steps=settings.baseline_steps, started=started)
+        self._pushed = 0  # rows written since the rings were made
+        self._settled = 0  # of them, rows whose loss can no longer come
+        self._calls: deque[int] = deque([0], maxlen=8 * settings.lag + 8)  # of the rows written last, after a first 0
+        self._notes: deque[RowNotes] = deque()  # of rows that were not taken in yet
+        self._met: set[Any] = set()
         self._parts: list[_Part] = []
-        self._armed = False
-        self._late = False
+        self._call: Call | None = None  # between the hooks: the step that is being made
+        self._captured: tuple[list[GroupHyper], list[bool]] | None = None
+        layout = lay_out(model, optimizer)
+        self.intake = Intake(
+            layout,
+            history_bytes=settings.history_bytes,
+            baseline_steps=settings.baseline_steps,
+            started=bool(getattr(optimizer, "state", None)),
+            exact=settings.mode == "exact" or any(p.dtype == torch.float64 for u in layout.units for p in u.params),
+        )
         with quiet_math():
-            self._bind(lay_out(model, optimizer))
-        wide = settings.mode == "exact" or any(p.dtype == torch.float64 for u in self.layout.units for p in u.params)
-        self._dtype = np.float64 if wide else np.float32
-        row_bytes = len(self.layout.layers) * len(LAYER_COLUMNS) * np.dtype(self._dtype).itemsize
-        rows = int(np.clip(settings.history_bytes // max(row_bytes, 1), 128, 4096))
-        self.history = History(len(self.layout.layers), capacity=rows, every=settings.every, dtype=self._dtype)
-        self._latest: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None  # the last block, whether kept or not
+            self._bind(layout)
+        self._clock = self._make_clock() if settings.budget is not None else None
 
     # -- binding ----------------------------------------------------------------------------------------------------
 
     def _bind(self, layout: Layout) -> None:
         """Make backends and rings for a layout, keeping the memory of units that stay."""
         self.layout = layout
+        for mesh in dict.fromkeys(unit.mesh for unit in layout.units if unit.mesh is not None):
+            if mesh not in self._met:
+                meet(mesh)
+                self._met.add(mesh)
         by_device: dict[torch.device, list[int]] = {}
         for place, unit in enumerate(layout.units):
             by_device.setdefault(unit.device, []).append(place)
@@ -126,19 +122,16 @@ class Meter:
             self._parts.append(_Part(places, backend, ring))
         first = self._parts[0].backend.device
         wide = torch.float32 if first.type == "mps" else torch.float64
-        self._losses = DeviceRing((), block=self.settings.lag, device=first, dtype=wide)
-        self._unit_group = np.array([unit.group for unit in layout.units])
-        sizes = [sum(p.numel() for p in unit.params) for unit in layout.units]
-        self._derivation.bind([unit.layer for unit in layout.units], sizes, len(layout.layers))
-        self._derivation.start_from(self._norms_now())
-        self._ring_start = self.num_rows
-
-    def _norms_now(self) -> np.ndarray:
-        """‖θ‖² of each unit, read when units are bound (this waits for the device)."""
-        norms = np.empty(len(self.layout.units))
-        for part in self._parts:
+        # by row: its loss, and how many steps since the row before a loss scaler refused
+        self._run = DeviceRing((2,), block=self.settings.lag, device=first, dtype=wide, replayable=False)
+        self._refused = torch.zeros((), device=first, dtype=wide)
+        self._pushed = self._settled = 0
+        self._calls.clear()
+        self._calls.append(self.cadence.number)
+        norms = np.empty(len(layout.units))
+        for part in self._parts:  # this waits for the device, once
             norms[part.places] = part.backend.start_norms().cpu().numpy()
-        return norms
+        self.intake.bind(layout, norms, unit_group=np.array([unit.group for unit in layout.units]))
 
     def _rebind_if_changed(self) -> None:
         if signature(self._optimizer) == self.layout.signature:
@@ -146,22 +139,32 @@ class Meter:
         self.ingest(everything=True)
         order = tuple(layer.name for layer in self.layout.layers)
         self._bind(lay_out(self._model, self._optimizer, order=order))
-        self.history.widen(len(self.layout.layers))
 
     # -- the step ---------------------------------------------------------------------------------------------------
 
     def before_step(self, *, closure: bool) -> None:
         """Read the gradients that the optimizer is about to use (with a closure they do not exist yet)."""
+        if self.is_capturing():
+            self._before_capture(closure=closure)
+            return
         self.settle()
         with quiet_math():
+            if self.cadence.must_choose:
+                self._choose()
+            self._call = self.cadence.next()
+            if not self._call.measured:
+                return
+            self.keep_company()
             self._rebind_if_changed()
             self.ingest()
+            if self._call.fresh and self._call.number > 1:
+                for part in self._parts:
+                    part.backend.forget()
             self._late = closure
             self._hyper = read_groups(self._optimizer)
             self._lrs = device_lrs(self._optimizer)
             if not closure:
                 self._read_gradients(getattr(self._optimizer, "grad_scale", None))
-            self._armed = True
 
     def _read_gradients(self, scale: Tensor | None) -> None:
         self._has_grad = [any(p.grad is not None for p in unit.params) for unit in self.layout.units]
@@ -170,129 +173,201 @@ class Meter:
 
     def after_step(self) -> None:
         """Read the parameters after the step and write the row."""
-        if not self._armed:
+        if self.is_capturing():
+            self._after_capture()
             return
-        self._armed = False
+        call, self._call = self._call, None
+        if call is None:
+            return
+        skipped = getattr(self._optimizer, "found_inf", None)
         with quiet_math():
+            if not call.measured:
+                if skipped is not None:
+                    self._refused.add_(skipped.reshape(()).to(self._refused))
+                return
             if self._late:
                 self._read_gradients(None)
-            skipped = getattr(self._optimizer, "found_inf", None)
             for part in self._parts:
                 part.backend.read_parameters(part.ring.next_row(), lrs=self._lrs, skipped=skipped)
                 part.ring.advance()
-            self._losses.next_row().fill_(float("nan"))
-            self._losses.advance()
-        self._notes.append(_RowNotes(self._hyper, self._has_grad, self.epoch))
-        self.num_rows += 1
+        self._count(RowNotes(call, self._hyper, self._has_grad, self.epoch))
+
+    def _count(self, notes: RowNotes) -> None:
+        """The host's part of a row."""
+        row = self._run.next_row()
+        row[0] = float("nan")
+        row[1] = self._refused
+        self._refused.zero_()
+        self._run.advance()
+        self._notes.append(notes)
+        self._pushed += 1
+        self._calls.append(notes.call.number)
+
+    @property
+    def num_calls(self) -> int:
+        """Optimizer steps seen, measured or not, those that a loss scaler refused included."""
+        return self.cadence.number
+
+    @property
+    def _last_is_measured(self) -> bool:
+        return bool(self._notes) and self._notes[-1].call.number == self.num_calls
 
     def set_loss(self, loss: float | Tensor) -> None:
         """Attach a loss to the row written last; a tensor stays on its device."""
-        if not self._notes:
-            self._amend_loss(loss)
-        elif isinstance(loss, Tensor) and (loss.device.type != "cpu" or self._losses.device.type == "cpu"):
-            self._losses.last_row().copy_(loss.detach().reshape(()), non_blocking=True)
-        else:
-            self._notes[-1].loss = float(loss)
-
-    def _amend_loss(self, loss: float | Tensor) -> None:
-        """The user has read the newest row before giving its loss, and so has waited for the device already."""
-        if not self.num_rows or self.num_rows in self._skipped_rows:
-            return
-        step, value = self.step_of(self.num_rows), float(loss)
-        self.history.amend(step, "loss", value)
-        if self._latest is not None and len(self._latest[0]) and self._latest[0][-1] == step:
-            self._latest[2][-1, RUN_COLUMNS.index("loss")] = value
+        if self._last_is_measured:
+            if isinstance(loss, Tensor) and (loss.device.type != "cpu" or self._run.device.type == "cpu"):
+                self._run.last_row()[0].copy_(loss.detach().reshape(()), non_blocking=True)
+            else:
+                self._notes[-1].loss = float(loss)
+        elif not self._notes and self._calls[-1] == self.num_calls > 0:
+            # the user has read the newest row before giving its loss, and so has waited for the device already
+            self.intake.amend_loss(self.num_calls, float(loss))
 
     def settle(self) -> None:
         """Say that nothing will be added to the row written last."""
-        self._settled = self.num_rows
+        self._settled = self._pushed
+
+    # -- captured graphs --------------------------------------------------------------------------------------------
+
+    def is_capturing(self) -> bool:
+        """Whether a CUDA graph is being captured: work is noted down, not done, and nothing may wait or be polled."""
+        return self._run.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
+    @property
+    def is_captured(self) -> bool:
+        """Whether a graph with this meter's work in it was captured: its replays call no hooks."""
+        return self._captured is not None
+
+    def _before_capture(self, *, closure: bool) -> None:
+        for part in self._parts:
+            if not part.backend.is_replayable:
+                raise RuntimeError(
+                    "a step inside a captured CUDA graph can be measured by the fused kernels only, which are not in "
+                    "use here (Triton is missing, or mode='exact', or there are float64 parameters)"
+                )
+        with quiet_math():
+            self._late = closure
+            self._hyper, self._lrs = read_groups(self._optimizer), device_lrs(self._optimizer)
+            if not closure:
+                self._read_gradients(getattr(self._optimizer, "grad_scale", None))
+
+    def _after_capture(self) -> None:
+        skipped = getattr(self._optimizer, "found_inf", None)
+        with quiet_math():
+            if self._late:
+                self._read_gradients(None)
+            for part in self._parts:
+                part.backend.read_parameters(part.ring.next_row(), lrs=self._lrs, skipped=skipped)
+                part.ring.write()
+        self._captured = self._hyper, self._has_grad
+
+    def note_replay(self) -> None:
+        """Count a replay of the captured step: the device has written, or will write, its row."""
+        assert self._captured is not None
+        self.settle()
+        with quiet_math():
+            self.ingest()
+            for part in self._parts:
+                part.ring.count()
+            self._count(RowNotes(self.cadence.next(always=True), *self._captured, self.epoch))
+
+    # -- other processes --------------------------------------------------------------------------------------------
+
+    @property
+    def has_peers(self) -> bool:
+        """Whether other processes measure the rest of this model and count on this one to take part."""
+        return any(part.backend.peers for part in self._parts)
+
+    def keep_company(self) -> None:
+        """Before a measured step: see that all processes are well, and note that they count on this one."""
+        for part in self._parts:
+            if part.backend.peers:
+                part.backend.peers.check()
+                part.backend.peers.is_owed = True
+
+    def limp_before(self) -> None:
+        """After a failure here, before a step: do no more than the other processes count on."""
+        with quiet_math():
+            if self.cadence.must_choose:
+                self._choose()
+            if self.cadence.next().measured:
+                self.keep_company()
+
+    def limp_after(self) -> None:
+        """After a failure here: take part in the exchange of this step, so that nobody waits in vain."""
+        with quiet_math():
+            for part in self._parts:
+                if part.backend.peers and part.backend.peers.is_owed:
+                    part.backend.peers.stand_in()
+
+    # -- cadence ----------------------------------------------------------------------------------------------------
+
+    def own_work(self, *, lap: bool = False) -> AbstractContextManager[None]:
+        """Time what is done inside, while a budget is to be chosen for."""
+        if self._clock is None or not self.cadence.is_sampling:
+            return contextlib.nullcontext()
+        return self._clock.own_work(lap=lap)
+
+    def _make_clock(self) -> Clock:
+        device = self._parts[0].backend.device
+        if device.type != "cuda":
+            return Clock()
+
+        def tick() -> torch.cuda.Event:
+            event = torch.cuda.Event(enable_timing=True)
+            event.record()
+            return event
+
+        def between(first: torch.cuda.Event, second: torch.cuda.Event) -> float:
+            second.synchronize()  # it was marked at least sixteen steps ago
+            return 1e-3 * first.elapsed_time(second)
+
+        return Clock(tick, between)
+
+    def _choose(self) -> None:
+        """The warm-up is over: fix the cadence, the same one on every process of a sharded model."""
+        assert self._clock is not None
+        cost_s, step_s = self._clock.result()
+        for part in self._parts:
+            cost_s, step_s = part.backend.peers.mean_of(cost_s, step_s)
+        self.cadence.choose(cost_s=cost_s, step_s=step_s)
+        self._clock = None
 
     # -- to the host ------------------------------------------------------------------------------------------------
 
     def ingest(self, *, everything: bool = False) -> int:
         """Move rows that are due (or, waiting for the device, all of them) into the history; returns how many."""
         for ring in self._rings():
-            ring.start_copies(self._settled - self._ring_start)
-        count = self._losses.pending() if everything else self._num_due() - self._losses.taken()
+            ring.start_copies(self._settled)
+        count = self._run.pending() if everything else self._num_due() - self._run.taken()
         while count > 0:
             block = min(count, 2 * self.settings.lag)
-            self._ingest_rows(block)
+            raw = np.empty((block, len(self.layout.units), len(RAW_COLUMNS)))
+            for part in self._parts:
+                raw[:, part.places] = part.ring.take(block)
+            self.intake.take(raw, self._run.take(block), [self._notes.popleft() for _ in range(block)])
             count -= block
-        return len(self.history)
+        return len(self.intake.history)
 
     def _rings(self) -> list[DeviceRing]:
-        return [self._losses, *(part.ring for part in self._parts)]
+        return [self._run, *(part.ring for part in self._parts)]
 
     def _num_due(self) -> int:
         """Rows of these rings that the fixed lag has let through."""
-        return min(ring.due(self._settled - self._ring_start) for ring in self._rings())
+        return min(ring.due(self._settled) for ring in self._rings())
 
     @property
     def due_step(self) -> int:
         """The last step that the fixed lag has let through: the same whether or not anybody read rows before that."""
-        return self.step_of(self._ring_start + self._num_due())
-
-    def _ingest_rows(self, count: int) -> None:
-        raw = np.empty((count, len(self.layout.units), len(RAW_COLUMNS)))
-        for part in self._parts:
-            raw[:, part.places] = part.ring.take(count)
-        losses = self._losses.take(count)
-        notes = [self._notes.popleft() for _ in range(count)]
-        first = self.start_step + self.num_rows - len(self._notes) - count - self.num_skipped
-        taken = np.asarray(~(np.nan_to_num(raw[:, :, RAW["skipped"]]) > 0).any(axis=1))
-        self.num_skipped += int((~taken).sum())
-        done = self.num_rows - len(self._notes) - count
-        self._skipped_rows.extend(done + 1 + np.flatnonzero(~taken))
-        if not taken.any():
-            return
-        raw, losses = raw[taken], losses[taken]
-        notes = [note for note, ok in zip(notes, taken, strict=True) if ok]
-        hyper = hyper_rows([n.hyper for n in notes], [n.has_grad for n in notes], self._unit_group)
-        layer_values = self._derivation.rows(raw, hyper)
-        run = {
-            "loss": np.array([n.loss if n.loss is not None else x for n, x in zip(notes, losses, strict=True)]),
-            "epoch": np.array([n.epoch for n in notes], dtype=np.float64),
-        }
-        run_values = np.stack([run[name] for name in RUN_COLUMNS], axis=-1)
-        steps = first + 1 + np.arange(len(notes))
-        self.last_step = int(steps[-1])
-        keep = (steps - 1) % self.settings.every == 0
-        if self.settings.every > 1:
-            self._latest = steps, layer_values, run_values
-        self.history.append(steps[keep], layer_values[keep], run_values[keep])
-
-    def step_of(self, row: int) -> int:
-        """The step number of a measured row; rows that a loss scaler skipped are not steps."""
-        return self.start_step + row - sum(skipped <= row for skipped in self._skipped_rows)
+        behind = self._pushed - self._num_due()
+        return self.intake.step_of(self._calls[-1 - behind])
 
     def continue_from(self, step: int, *, epoch: int) -> None:
         """Number the next step `step + 1`; only before the first row."""
-        self.start_step = self.last_step = step
+        self.intake.start_step = self.intake.last_step = step
         self.epoch = epoch
-
-    def record(
-        self,
-        *,
-        meta: dict[str, Any],
-        events: tuple[dict[str, Any], ...],
-        start: int | None = None,
-        stop: int | None = None,
-    ) -> Record:
-        """What the history holds now with start ≤ step < stop, as a Record."""
-        steps, layer_values, run_values = self.history.arrays(start=start, stop=stop)
-        return Record(steps, self.layout.layers, layer_values, run_values, meta, events)
-
-    def step_record(self, step: int, *, meta: dict[str, Any], events: tuple[dict[str, Any], ...]) -> Record:
-        """One step as a Record of at most one row, from the history or (`every` leaves rows out) the last block."""
-        found = self.history.arrays(start=step, stop=step + 1)
-        if not len(found[0]) and self._latest is not None:
-            steps, layer_values, run_values = self._latest
-            here = steps == step
-            if layer_values.shape[1] == len(self.layout.layers):
-                found = steps[here], layer_values[here], run_values[here]
-        return Record(found[0], self.layout.layers, found[1], found[2], meta, events)
 
     def num_bytes(self) -> dict[str, int]:
         """Bytes held: on the devices and on the host."""
         device = sum(part.backend.num_bytes() + part.ring.num_bytes() for part in self._parts)
-        return {"device": device + self._losses.num_bytes(), "host": self.history.num_bytes()}
+        return {"device": device + self._run.num_bytes(), "host": self.intake.history.num_bytes()}

@@ -160,6 +160,15 @@ class Peers:
             bucket.all_reduce(numbers)
         self._mark([numbers[-1] for numbers in packed])
 
+    def mean_of(self, *values: float) -> tuple[float, ...]:
+        """The same numbers on every process: their means over the first bucket's (this waits; for rare decisions)."""
+        if not self._buckets:
+            return values
+        sums = torch.tensor([*values, 1.0], device=self._device)
+        self._buckets[0].all_reduce(sums)
+        *totals, count = sums.tolist()
+        return tuple(total / count for total in totals)
+
     def _mark(self, counts: list[Tensor]) -> None:
         self._marks.next_row().copy_(torch.stack(counts))
         self._marks.advance()

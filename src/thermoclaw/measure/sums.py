@@ -28,6 +28,7 @@ class Backend(Protocol):
 
     device: torch.device
     peers: Peers
+    is_replayable: bool  # its work may be captured in a CUDA graph and replayed
 
     def start_norms(self) -> Tensor:
         """‖θ‖² of each unit [U] when the backend was made."""
@@ -108,6 +109,8 @@ def _squared_norm(x: Tensor, *, dtype: torch.dtype) -> Tensor:
 
 class UnitReader:
     """What the backends do alike: reading the local parts of tensors, norms, and the fixed columns of a row."""
+
+    is_replayable = False
 
     def __init__(self, units: list[Unit]) -> None:
         self.units = units

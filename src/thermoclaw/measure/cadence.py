@@ -1,0 +1,132 @@
+"""Which optimizer steps are measured, and which of them are kept in the record. No torch.
+
+Cosines between gradients at one, two and three steps' distance, and the steps themselves, need consecutive
+measurements. With `every = N` a row is kept at steps 1, N + 1, 2N + 1, …, and the three steps before each are measured
+too: 4 of N steps. Up to N = 4 that is every step, and only the record gets shorter.
+
+With a budget the first `WARMUP` steps are all measured and timed; then N is the smallest that keeps the cost under the
+budget, and stays.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+LEAD = 3
+SAMPLE_FROM, SAMPLE_UNTIL, WARMUP = 16, 48, 64  # what is timed on a device has long happened when it is read
+LARGEST = 1024
+
+
+@dataclass(frozen=True)
+class Call:
+    """What happens at one optimizer step."""
+
+    number: int
+    measured: bool
+    kept: bool
+    fresh: bool  # the step before was not measured
+
+
+class Cadence:
+    """Counts optimizer steps and says what happens at each.
+
+    Args:
+        every: N, or what to begin with where there is a budget.
+        budget: share of a step's time that measuring may take; None for a fixed N.
+    """
+
+    def __init__(self, *, every: int = 1, budget: float | None = None) -> None:
+        self.every = 1 if budget is not None else every
+        self.budget = budget
+        self.decision: dict[str, Any] | None = None
+        self._origin = 1  # a step that is kept; others follow at multiples of N
+        self._number = 0
+        self._last_measured = 0
+
+    @property
+    def is_sampling(self) -> bool:
+        """Whether the coming step's cost counts towards the choice."""
+        return self.budget is not None and SAMPLE_FROM <= self._number < SAMPLE_UNTIL
+
+    @property
+    def must_choose(self) -> bool:
+        """Whether the warm-up is over and N not chosen yet."""
+        return self.budget is not None and self.decision is None and self._number >= WARMUP
+
+    @property
+    def number(self) -> int:
+        """Steps counted so far."""
+        return self._number
+
+    def next(self, *, always: bool = False) -> Call:
+        """The coming step; `always`: it is measured whatever N is, and only kept or not."""
+        self._number += 1
+        phase = (self._number - self._origin) % self.every
+        measured = always or phase == 0 or phase >= self.every - LEAD
+        call = Call(self._number, measured, phase == 0, measured and self._last_measured != self._number - 1)
+        if measured:
+            self._last_measured = self._number
+        return call
+
+    def readable(self, number: int) -> int:
+        """The last complete row up to a step: itself where every step is measured."""
+        if self.every <= LEAD + 1 or number <= self._origin:
+            return number
+        return number - (number - self._origin) % self.every
+
+    def choose(self, *, cost_s: float, step_s: float) -> None:
+        """Fix N from the mean cost of a measured step and the time of a step without it, both in seconds."""
+        assert self.budget is not None
+        share = cost_s / max(step_s, 1e-9)
+        every = 1 if share <= self.budget else math.ceil((LEAD + 1) * share / self.budget)
+        self.every = min(every, LARGEST)
+        self._origin = self._number
+        self.decision = {
+            "kind": "cadence",
+            "every": self.every,
+            "budget": self.budget,
+            "cost_s": cost_s,
+            "step_s": step_s,
+            "expected_share": share * min(LEAD + 1, self.every) / self.every,
+        }
+
+
+class Clock:
+    """Times what the instrument does, and the steps around it.
+
+    Args:
+        tick: marks a moment.
+        between: seconds from one marked moment to another; asked long after both.
+    """
+
+    def __init__(
+        self, tick: Callable[[], Any] = time.perf_counter, between: Callable[[Any, Any], float] = lambda a, b: b - a
+    ) -> None:
+        self._tick, self._between = tick, between
+        self._stretches: list[tuple[Any, Any]] = []  # of own work
+        self._laps: list[Any] = []
+
+    @contextlib.contextmanager
+    def own_work(self, *, lap: bool = False) -> Iterator[None]:
+        """Time a stretch of own work; `lap`: a step begins with it."""
+        started = self._tick()
+        if lap:
+            self._laps.append(started)
+        try:
+            yield
+        finally:
+            self._stretches.append((started, self._tick()))
+
+    def result(self) -> tuple[float, float]:
+        """Mean cost of a measured step, and mean time of a step without it, in seconds."""
+        steps = len(self._laps) - 1
+        if steps < 1:
+            return 0.0, math.inf
+        own = sum(self._between(a, b) for a, b in self._stretches[:-1])
+        total = self._between(self._laps[0], self._laps[-1])
+        return own / steps, max(total - own, 0.0) / steps

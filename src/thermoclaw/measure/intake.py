@@ -1,0 +1,155 @@
+"""The host's end of the meter: raw rows that have arrived become quantities, steps get their numbers, history is kept.
+
+Legend: B rows, U units, K raw columns.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from thermoclaw.buffer import History
+from thermoclaw.derive import Derivation
+from thermoclaw.layers import Layout
+from thermoclaw.measure.cadence import Call
+from thermoclaw.measure.columns import RAW
+from thermoclaw.measure.hyper import GroupHyper, hyper_rows
+from thermoclaw.quantities import LAYER_COLUMNS, RUN_COLUMNS, Array
+from thermoclaw.record import Record
+
+_BYTES_PER_PARAM, _LEAST_BYTES, _MOST_BYTES = 0.03, 4 << 20, 16 << 20
+
+
+@dataclass
+class RowNotes:
+    """What the host knows of a row when it is written."""
+
+    call: Call
+    hyper: list[GroupHyper]
+    has_grad: list[bool]
+    epoch: int
+    loss: float | None = None
+
+
+def history_budget(num_params: int) -> int:
+    """Bytes that the history may take by default: 0.03 a parameter, within 4 and 16 MiB."""
+    return int(np.clip(_BYTES_PER_PARAM * num_params, _LEAST_BYTES, _MOST_BYTES))
+
+
+class Intake:
+    """Takes rows in order; see the module's docstring.
+
+    Args:
+        layout: the layers and units to begin with.
+        history_bytes: size of the history; None for `history_budget`.
+        baseline_steps: window of the running median behind `r`.
+        started: the optimizer made steps before the first row.
+        exact: keep double precision.
+    """
+
+    def __init__(
+        self, layout: Layout, *, history_bytes: int | None, baseline_steps: int, started: bool, exact: bool
+    ) -> None:
+        self.last_step = 0
+        self.start_step = 0
+        self.num_skipped = 0
+        self._skipped: deque[int] = deque(maxlen=4096)  # calls that a loss scaler refused
+        self._derivation = Derivation(RAW, baseline_steps=baseline_steps, started=started)
+        self._latest: tuple[NDArray[np.int64], Array, Array] | None = None  # the last block, whether kept or not
+        dtype = np.float64 if exact else np.float32
+        if history_bytes is None:
+            history_bytes = history_budget(sum(layer.num_params for layer in layout.layers))
+        row_bytes = len(layout.layers) * len(LAYER_COLUMNS) * np.dtype(dtype).itemsize
+        capacity = int(np.clip(history_bytes // max(row_bytes, 1), 128, 4096))
+        self.history = History(len(layout.layers), capacity=capacity, dtype=dtype)
+
+    def bind(self, layout: Layout, norms: Array, *, unit_group: Array) -> None:
+        """Set the units that the next rows are made of, and their ‖θ‖² [U] now."""
+        self._layout, self._unit_group = layout, unit_group
+        sizes = [sum(p.numel() for p in unit.params) for unit in layout.units]
+        self._derivation.bind([unit.layer for unit in layout.units], sizes, len(layout.layers))
+        self._derivation.start_from(norms)
+        self.history.widen(len(layout.layers))
+
+    def take(self, raw: Array, run: Array, notes: Sequence[RowNotes]) -> None:
+        """Take in rows [B, U, K] with their losses and counts of refused steps before them, run [B, 2]."""
+        calls = np.array([note.call.number for note in notes])
+        refused = np.asarray((np.nan_to_num(raw[:, :, RAW["skipped"]]) > 0).any(axis=1))
+        gone = np.nan_to_num(run[:, 1]).astype(np.int64)
+        for call, before, now in zip(calls, gone, refused, strict=True):
+            self._skipped.extend(range(int(call) - int(before), int(call)))
+            if now:
+                self._skipped.append(int(call))
+        steps = self.start_step + calls - self.num_skipped - np.cumsum(gone + refused)
+        self.num_skipped += int((gone + refused).sum())
+        places = [int(i) for i in np.flatnonzero(~refused)]
+        if not places:
+            return
+        # consecutive steps go through the derivation together; after a gap it begins anew
+        cuts = [i for i, place in enumerate(places) if i and notes[place].call.fresh]
+        if notes[places[0]].call.fresh:
+            self._derivation.gap()
+        pieces = []
+        for start, stop in itertools.pairwise([0, *cuts, len(places)]):
+            if start:
+                self._derivation.gap()
+            here = places[start:stop]
+            hyper = hyper_rows([notes[i].hyper for i in here], [notes[i].has_grad for i in here], self._unit_group)
+            pieces.append(self._derivation.rows(raw[here], hyper))
+        layer_values = np.concatenate(pieces)
+        kept_notes = [notes[i] for i in places]
+        columns = {
+            "loss": np.array(
+                [n.loss if n.loss is not None else run[i, 0] for i, n in zip(places, kept_notes, strict=True)]
+            ),
+            "epoch": np.array([n.epoch for n in kept_notes], dtype=np.float64),
+        }
+        run_values = np.stack([columns[name] for name in RUN_COLUMNS], axis=-1)
+        steps = steps[places]
+        self.last_step = int(steps[-1])
+        keep = np.array([n.call.kept for n in kept_notes])
+        if not keep.all():
+            self._latest = steps, layer_values, run_values
+        self.history.append(steps[keep], layer_values[keep], run_values[keep])
+
+    def amend_loss(self, call: int, value: float) -> None:
+        """Give the newest row, read by the user before its loss was given, that loss."""
+        if call in self._skipped:
+            return
+        step = self.step_of(call)
+        self.history.amend(step, "loss", value)
+        if self._latest is not None and len(self._latest[0]) and self._latest[0][-1] == step:
+            self._latest[2][-1, RUN_COLUMNS.index("loss")] = value
+
+    def step_of(self, call: int) -> int:
+        """The number of the step made at a call of the optimizer; calls that a loss scaler refused are not steps."""
+        later = sum(skipped > call for skipped in self._skipped)
+        return self.start_step + call - (self.num_skipped - later)
+
+    def record(
+        self,
+        *,
+        meta: dict[str, Any],
+        events: tuple[dict[str, Any], ...],
+        start: int | None = None,
+        stop: int | None = None,
+    ) -> Record:
+        """What the history holds now with start ≤ step < stop, as a Record."""
+        steps, layer_values, run_values = self.history.arrays(start=start, stop=stop)
+        return Record(steps, self._layout.layers, layer_values, run_values, meta, events)
+
+    def step_record(self, step: int, *, meta: dict[str, Any], events: tuple[dict[str, Any], ...]) -> Record:
+        """One step as a Record of at most one row, from the history or (`every` leaves rows out) the last block."""
+        found = self.history.arrays(start=step, stop=step + 1)
+        if not len(found[0]) and self._latest is not None:
+            steps, layer_values, run_values = self._latest
+            here = steps == step
+            if layer_values.shape[1] == len(self._layout.layers):
+                found = steps[here], layer_values[here], run_values[here]
+        return Record(found[0], self._layout.layers, found[1], found[2], meta, events)
