@@ -1,0 +1,1 @@
+"""What `benchmarks/overhead.py` is made of: models, instruments, workers that take turns, charts."""
