@@ -6,6 +6,7 @@ their losses, keeps the events of the run, and asks the rules for alarms at fixe
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import platform
@@ -61,6 +62,7 @@ class Attachment:
         self.number = Attachment._count
         self.strict, self.closed, self.failed = strict, False, False
         self._has_cadence_event = False
+        self._is_salvaged = False
         self._is_limping = False  # failed, and other processes still count on this one
         self.meter = Meter(model, optimizer, settings)
         self.alarms: list[Finding] = []
@@ -266,9 +268,13 @@ class Attachment:
                 self._missing[name] = True
 
     def catch_up(self) -> None:
-        """Hand on every row, waiting for the device."""
+        """Hand on every row, waiting for the device; after a failure, those that were complete."""
         if not self.failed:
             self._guard(lambda: void(self.meter.ingest(everything=True)))
+        elif not self._is_salvaged:
+            self._is_salvaged = True
+            with contextlib.suppress(Exception):  # the failure was reported when it came
+                self.meter.ingest(everything=True)
 
     def resume(self, record: Record | None, *, step: int, epoch: int) -> bool:
         """Continue a run after `step` steps; whether the earlier rows could be put before the new ones."""

@@ -165,7 +165,7 @@ def lay_out(model: nn.Module | Iterable[nn.Module], optimizer: Any, *, order: tu
         order: layer names that must keep their places (those of an earlier layout); new layers follow.
 
     Raises:
-        ValueError: no parameter at all, or none in common; the message says what to do.
+        ValueError: no parameter at all, none in common, or flattened ones; the message says what to do.
     """
     group_of = {id(p): (i, p) for i, group in enumerate(optimizer.param_groups) for p in group["params"]}
     usable = {k: v for k, v in group_of.items() if v[1].numel() and v[1].device.type != "meta"}
@@ -173,6 +173,11 @@ def lay_out(model: nn.Module | Iterable[nn.Module], optimizer: Any, *, order: tu
         raise ValueError(
             "the optimizer holds no parameters with elements: build it from model.parameters() after the model is on "
             "its device"
+        )
+    if any(getattr(p, "_fsdp_flattened", False) or type(p).__name__ == "FlatParameter" for _, p in usable.values()):
+        raise ValueError(
+            "the parameters were flattened by FullyShardedDataParallel (the first FSDP), which mixes the layers: shard "
+            "with torch.distributed.fsdp.fully_shard (FSDP2), which is measured"
         )
     rows: dict[str, tuple[LayerInfo, list[Tensor]]] = {}
     unoptimized: dict[str, Tensor] = {}

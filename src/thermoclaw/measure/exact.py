@@ -24,7 +24,7 @@ class ExactBackend(UnitReader):
 
     def __init__(self, units: list[Unit]) -> None:
         super().__init__(units)
-        self.peers = Peers(units, device=self.device, per_unit=len(_PRODUCTS))
+        self.peers = Peers(units, device=self.device, dtype=self.wide, per_unit=len(_PRODUCTS))
         self._gradient: list[Tensor] = []  # of the step that is about to be made
         self._history: list[list[Tensor]] = []  # gradients, newest first, at most four
         self._steps: list[list[Tensor]] = []  # updates, newest first, at most two

@@ -118,6 +118,7 @@ class Meter:
                 if part.backend.device == device:
                     backend.adopt(part.backend)
             wide = torch.float32 if device.type == "mps" else torch.float64
+            backend.peers.start(block=self.settings.lag)
             ring = DeviceRing((len(units), len(RAW_COLUMNS)), block=self.settings.lag, device=device, dtype=wide)
             self._parts.append(_Part(places, backend, ring))
         first = self._parts[0].backend.device
@@ -340,6 +341,10 @@ class Meter:
         for ring in self._rings():
             ring.start_copies(self._settled)
         count = self._run.pending() if everything else self._num_due() - self._run.taken()
+        for part in self._parts:  # rows that a process had no part in are not the run's
+            good = part.backend.peers.num_good(everything=everything) if part.backend.peers else None
+            if good is not None:
+                count = min(count, good - self._run.taken())
         while count > 0:
             block = min(count, 2 * self.settings.lag)
             raw = np.empty((block, len(self.layout.units), len(RAW_COLUMNS)))

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -26,8 +27,6 @@ from thermoclaw.measure.place import Place, box, whole
 
 MEET_S = 120.0
 """Seconds that processes wait for each other when the first observer of a sharded model is made."""
-
-_BLOCK = 8  # steps whose marks are looked at together
 
 _meetings: dict[tuple[int, ...], int] = {}
 
@@ -104,11 +103,11 @@ class Peers:
 
     Args:
         units: all units of a backend.
-        device: where sums are made.
+        device, dtype: where and how sums are made.
         per_unit: numbers that `exchange` sends for each unit.
     """
 
-    def __init__(self, units: Sequence[Unit], *, device: torch.device, per_unit: int) -> None:
+    def __init__(self, units: Sequence[Unit], *, device: torch.device, dtype: torch.dtype, per_unit: int) -> None:
         members: dict[Any, list[int]] = {}
         for u, unit in enumerate(units):
             if unit.mesh is not None:
@@ -122,8 +121,9 @@ class Peers:
             )
             for mesh, held in members.items()
         ]
-        self._device = device
-        self._marks = DeviceRing((len(members),), block=_BLOCK, device=device, dtype=torch.float32)
+        self._device, self._dtype = device, dtype
+        self._marks: DeviceRing | None = None  # by step and bucket, how many processes took part
+        self._first_bad: int | None = None
         self.is_owed = False  # the others are, or will be, waiting in the exchange of this step
 
     def __bool__(self) -> bool:
@@ -134,7 +134,8 @@ class Peers:
         counts = []
         for bucket in self._buckets:
             parts = [x if bucket.units is None else x[bucket.units] for x in tensors]
-            packed = torch.cat([*(x.reshape(-1).float() for x in parts), torch.ones(1, device=self._device)])
+            mark = torch.ones(1, device=self._device, dtype=self._dtype)
+            packed = torch.cat([*(x.reshape(-1).to(self._dtype) for x in parts), mark])
             bucket.all_reduce(packed)
             at = 0
             for x, part in zip(tensors, parts, strict=True):
@@ -155,7 +156,7 @@ class Peers:
     def stand_in(self) -> None:
         """Take part in a step's exchange with nothing but the mark of having failed."""
         self.is_owed = False
-        packed = [torch.zeros(bucket.num_numbers, device=self._device) for bucket in self._buckets]
+        packed = [torch.zeros(b.num_numbers, device=self._device, dtype=self._dtype) for b in self._buckets]
         for bucket, numbers in zip(self._buckets, packed, strict=True):
             bucket.all_reduce(numbers)
         self._mark([numbers[-1] for numbers in packed])
@@ -169,9 +170,28 @@ class Peers:
         *totals, count = sums.tolist()
         return tuple(total / count for total in totals)
 
+    def start(self, *, block: int) -> None:
+        """Before the first step: look at marks in blocks of so many steps."""
+        self._marks = DeviceRing((len(self._buckets),), block=block, device=self._device, dtype=torch.float32)
+
     def _mark(self, counts: list[Tensor]) -> None:
+        assert self._marks is not None
         self._marks.next_row().copy_(torch.stack(counts))
         self._marks.advance()
+
+    def num_good(self, *, everything: bool = False) -> int | None:
+        """Steps up to the first in which a process failed, None while there is none; `everything` waits."""
+        assert self._marks is not None
+        pushed = self._marks.taken() + self._marks.pending()
+        self._marks.start_copies(pushed)
+        before = self._marks.taken()
+        count = self._marks.pending() if everything else self._marks.due(pushed) - before
+        if count > 0:
+            enough = [bucket.num_processes - 0.5 for bucket in self._buckets]
+            bad = np.flatnonzero((self._marks.take(count) < enough).any(axis=1))
+            if len(bad) and self._first_bad is None:
+                self._first_bad = before + int(bad[0])
+        return self._first_bad
 
     def check(self) -> None:
         """Look at the marks that the fixed lag has let through: the same ones on every process, at the same step.
@@ -179,10 +199,9 @@ class Peers:
         Raises:
             PeerFailed: one of the processes has failed.
         """
-        pushed = self._marks.taken() + self._marks.pending()
-        self._marks.start_copies(pushed)
-        count = self._marks.due(pushed) - self._marks.taken()
-        if count > 0 and (self._marks.take(count) < [bucket.num_processes - 0.5 for bucket in self._buckets]).any():
+        assert self._marks is not None
+        first = self.num_good()
+        if first is not None and first < self._marks.due(self._marks.taken() + self._marks.pending()):
             raise PeerFailed(
                 "measuring failed on another process of this run, whose log has the traceback; it stops on all of them"
             )

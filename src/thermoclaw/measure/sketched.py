@@ -35,7 +35,7 @@ class SketchBackend(UnitReader):
         self._state = torch.full((len(units), self._SLOTS, size), float("nan"), device=self.device, dtype=self.dtype)
         self._now = 0
         self._native = NativePass(self._sketcher) if self.device.type == "cpu" else None
-        self.peers = Peers(units, device=self.device, per_unit=2 * (size + 1))
+        self.peers = Peers(units, device=self.device, dtype=self.dtype, per_unit=2 * (size + 1))
         self._g_g = torch.zeros(len(units), device=self.device, dtype=self.wide)
         self._p_p = self._measure(self.parameters(), self._P)
         self.peers.add_up(self._state[:, self._P], self._p_p)
