@@ -150,9 +150,10 @@ class Meter:
             return
         self.settle()
         with quiet_math():
-            if self.cadence.must_choose:
-                self._choose()
-            self._call = self.cadence.next()
+            if self._call is None:  # or else a step inside a step, or again after one that was broken off
+                if self.cadence.must_choose:
+                    self._choose()
+                self._call = self.cadence.next()
             if not self._call.measured:
                 return
             self.keep_company()
