@@ -45,7 +45,7 @@ def run_cpu(args: argparse.Namespace) -> dict[str, Any]:
     plan = document.Plan(
         rival_python=args.rival_python,
         cockpit_python=args.cockpit_python,
-        wandb=importlib.util.find_spec("wandb") is not None,
+        wandb=not args.without_wandb and importlib.util.find_spec("wandb") is not None,
         quick=args.quick or args.tiny,
         tiny=args.tiny,
     )
@@ -84,7 +84,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--sections", nargs="+", choices=document.SECTIONS, help="measure these alone (CPU)")
     parser.add_argument("--rival-python", help="python of an environment with thermoclaw 0.1.6")
     parser.add_argument("--cockpit-python", help="python of an environment with cockpit-for-pytorch")
-    parser.add_argument("--quick", action="store_true", help="a fifth of the steps; marked as quick in the file")
+    parser.add_argument("--without-wandb", action="store_true", help="leave wandb.watch out")
+    parser.add_argument("--quick", action="store_true", help="a fifth of the steps and less; marked in the file")
     parser.add_argument("--tiny", action="store_true", help="tiny models and two steps each: tests this script")
     parser.add_argument("--minutes", type=float, default=8.5, help="GPU part: begin nothing new after so long")
     parser.add_argument("--out", type=Path, help="the JSON file; by default under benchmarks/results")

@@ -31,6 +31,7 @@ class Arm:
     threads: int = 2
     batch: int = 8
     tokens: int = 128
+    environment: dict[str, str] = field(default_factory=dict)
 
 
 class ArmFailed(RuntimeError):
@@ -48,6 +49,7 @@ class Process:
         self.arm = arm
         # each environment finds its own package, whatever the path of this one says
         own = {k: v for k, v in os.environ.items() if k != "PYTHONPATH" or arm.python == sys.executable}
+        own |= arm.environment
         command = [arm.python, str(WORKER), json.dumps(asdict(arm))]
         pipe = subprocess.PIPE
         self._process = subprocess.Popen(
@@ -187,6 +189,7 @@ def _summary(process: Process, plain: Process | None, states: dict[str, dict[str
     base = states.get(plain.arm.name, {}) if plain is not None and plain is not process else {}
     return {
         **_heading(process),
+        "chosen": state["chosen"],
         "steps": len(rows),
         "cost_is": about["cost_is"],
         "read_by": about["read_by"],

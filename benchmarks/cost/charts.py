@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from thermoclaw.report.style import DPI, INK, SOFT, Figure, FuncFormatter, NullLocator, house_style
+from thermoclaw.report.style import DPI, INK, SOFT, Figure, FixedLocator, FuncFormatter, NullLocator, house_style
 
 # arm: what the legend calls it, color, marker
 ARMS = {
     "thermoclaw": ("this version", "#0072B2", "o"),
+    "without compiler": ("this version, no compiler", "#56B4E9", "P"),
     "item norms": (".item() norms", "#009E73", "^"),
     "cockpit economy": ("Cockpit, economy", "#E69F00", "v"),
     "wandb.watch, every 1": ("wandb.watch, every step", "#CC79A7", "D"),
@@ -20,7 +22,7 @@ MODELS = {
     "gpt-1M": "GPT, 1M",
     "gpt-10M": "GPT, 10M",
     "gpt-124M": "GPT, 124M",
-    "gpt-many-small": "GPT, 772 small tensors",
+    "gpt-many-small": "GPT, many small tensors",
     "mlp-1M": "perceptron, 1M",
     "mlp-10M": "perceptron, 10M",
 }
@@ -43,16 +45,23 @@ def new_axes(width_in: float = 6.4, height_in: float = 3.9) -> tuple[Any, Any]:
     return figure, axes
 
 
+def ticks(low: float, high: float) -> list[float]:
+    """Powers of ten from one value to another, with twos and fives between where there are few."""
+    powers = range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 1)
+    found = [10.0**power for power in powers if low <= 10.0**power <= high]
+    if len(found) < 3:
+        found = [digit * 10.0**power for power in powers for digit in (1, 2, 5)]
+    return [value for value in found if low <= value <= high]
+
+
 def logarithmic(axes: Any, *, x: bool = True, y: bool = True) -> None:
-    """Logarithmic axes with plain numbers at powers of ten."""
-    if x:
-        axes.set_xscale("log")
-        axes.xaxis.set_major_formatter(FuncFormatter(short))
-        axes.xaxis.set_minor_locator(NullLocator())
-    if y:
-        axes.set_yscale("log")
-        axes.yaxis.set_major_formatter(FuncFormatter(short))
-        axes.yaxis.set_minor_locator(NullLocator())
+    """Logarithmic axes with plain numbers; called when everything is drawn."""
+    for wanted, side, scale in ((x, axes.xaxis, axes.set_xscale), (y, axes.yaxis, axes.set_yscale)):
+        if wanted:
+            scale("log")
+            side.set_major_locator(FixedLocator(ticks(*sorted(side.get_view_interval()))))
+            side.set_major_formatter(FuncFormatter(short))
+            side.set_minor_locator(NullLocator())
 
 
 def label(axes: Any, x: str, y: str) -> None:
@@ -97,7 +106,7 @@ def draw_rivals(results: dict[str, Any]) -> Any:
 
 
 def draw_times(rows: Rows, column: str, x_label: str) -> Any:
-    """Milliseconds of a step's measurement against the size of the model, with the clip and the plain read beside it."""
+    """Milliseconds of measuring one step against the size of the model, beside the clip and the plain read."""
     figure, axes = new_axes()
     for arm, (name, color, marker) in ARMS.items():
         found = measured(rows, arm)
@@ -110,7 +119,7 @@ def draw_times(rows: Rows, column: str, x_label: str) -> Any:
     axes.plot(x, [row["read_ms"] for row in found], color="#777777", ls=":", lw=1.8, label="plain read of memory")
     logarithmic(axes)
     label(axes, x_label, "measuring one step (ms)")
-    axes.legend(fontsize=10)
+    figure.legend(loc="outside upper center", ncols=2, fontsize=10)
     return figure
 
 
@@ -138,7 +147,7 @@ def draw_memory(rows: Rows, column: str, x_label: str) -> Any:
     )
     logarithmic(axes)
     label(axes, x_label, "memory (MB)")
-    axes.legend(fontsize=10)
+    figure.legend(loc="outside upper center", ncols=2, fontsize=10)
     return figure
 
 
@@ -153,7 +162,7 @@ def draw_growth(rows: Rows) -> Any:
             axes.plot(x, y, color=color, marker=marker, ms=6.5, lw=1.8, label=name)
     logarithmic(axes, y=False)
     label(axes, "steps of a model of 12 layers", "growth of the process (MB)")
-    axes.legend(fontsize=10)
+    figure.legend(loc="outside upper center", ncols=2, fontsize=10)
     return figure
 
 
@@ -167,15 +176,23 @@ def draw_cadence(results: dict[str, Any]) -> Any:
     )
     if found:
         first = found[0]["mean_cost_over_clip"]
-        axes.plot(x, [first / n for n in x], color="#777777", ls=":", lw=1.8, label="cost of every step, divided by N")
+        expected = [first * min(4 / n, 1) for n in x]
+        axes.plot(x, expected, color="#777777", ls=":", lw=1.8, label="arithmetic: 4 of N steps measured")
     for row in results["cadence"]:
         if "log_freq" in row["settings"] and "error" not in row:
             n = row["settings"]["log_freq"]
-            axes.plot(n, row["mean_cost_over_clip"], ls="", marker="D", ms=7, color="#CC79A7", label="wandb.watch")
+            axes.plot(
+                n,
+                row["mean_cost_over_clip"],
+                ls="",
+                marker="D",
+                ms=7,
+                color="#CC79A7",
+                label="wandb.watch, its default",
+            )
     logarithmic(axes)
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     label(axes, "record every N steps", "mean cost of a step (gradient clips)")
-    axes.legend(fontsize=10)
+    figure.legend(loc="outside upper center", ncols=2, fontsize=10)
     return figure
 
 
@@ -192,10 +209,10 @@ def draw_device(results: dict[str, Any]) -> Any:
         axes.plot(x, [row[key] for row in rows], color=color, marker=marker, ms=6.5, lw=1.8, label=name)
     speed = results["bandwidth"]["copy_gb_per_s"]
     limit = [8 * n / speed / 1e6 for n in x]
-    axes.plot(x, limit, color="#777777", ls=":", lw=1.8, label="8 bytes a parameter at the speed of a copy")
+    axes.plot(x, limit, color="#777777", ls=":", lw=1.8, label="arithmetic: 8 bytes each, at copy speed")
     logarithmic(axes)
     label(axes, "parameters, in 50 layers", "time on the GPU (ms)")
-    axes.legend(fontsize=10)
+    figure.legend(loc="outside upper center", ncols=2, fontsize=10)
     return figure
 
 

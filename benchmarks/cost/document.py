@@ -11,6 +11,7 @@ from cost.arms import Arm, memory_by_steps, take_turns
 from cost.models import stack
 
 OLD = "thermoclaw 0.1.6"
+QUICK = {"gpt-1M", "gpt-10M", "gpt-many-small", "mlp-1M"}
 
 
 @dataclass(frozen=True)
@@ -20,12 +21,12 @@ class Plan:
     rival_python: str | None = None
     cockpit_python: str | None = None
     wandb: bool = True
-    quick: bool = False
+    quick: bool = False  # fewer steps, models and threads
     tiny: bool = False  # for the test of this script: the smallest models and two steps of each
 
     def rounds(self, full: int) -> int:
         """Rounds of a comparison."""
-        return 2 if self.tiny else max(full // 5, 4) if self.quick else full
+        return 2 if self.tiny else max(full // 5, 3) if self.quick else full
 
     def warmup(self, full: int = 5) -> int:
         """Rounds before those that count."""
@@ -34,6 +35,8 @@ class Plan:
 
 def arms_for(plan: Plan, base: Arm, *, items: bool = True) -> list[Arm]:
     """The arms that can measure any optimizer's step: none, this version, 0.1.6, norms with `.item()`."""
+    if plan.tiny and base.model.startswith("stack"):
+        return [base]
     arms = [replace(base, name="plain", instrument="plain"), base]
     if plan.rival_python:
         arms.append(replace(base, name=OLD, python=plan.rival_python))
@@ -57,7 +60,7 @@ def rivals(plan: Plan) -> list[dict[str, Any]]:
     """Everything side by side, on GPTs and on perceptrons, where Cockpit runs too."""
     rows: list[dict[str, Any]] = []
     if plan.tiny:
-        cases = [(ours("gpt-tiny", batch=2, tokens=8), 2), (ours("mlp-tiny", batch=4), 2)]
+        cases = [(ours("gpt-tiny", batch=2, tokens=8, threads=1), 2)]
     else:
         cases = [
             (ours("gpt-1M"), 40),
@@ -71,8 +74,12 @@ def rivals(plan: Plan) -> list[dict[str, Any]]:
             (ours("gpt-124M", batch=1, tokens=16, threads=1), 8),
             (ours("gpt-many-small", tokens=64, threads=1), 30),
         ]
+    if plan.quick and not plan.tiny:
+        cases = [case for case in cases if case[0].model in QUICK and case[0].threads > 1]
     for base, full in cases:
-        arms = arms_for(plan, base, items=base.threads > 1)
+        arms = arms_for(plan, base, items=base.threads > 1 or plan.tiny)
+        if base.threads > 1 and not plan.tiny:
+            arms.append(replace(base, name="without compiler", environment={"THERMOCLAW_NATIVE": "0"}))
         if plan.cockpit_python and base.model.startswith("mlp"):
             arms.append(replace(base, name="cockpit economy", instrument="cockpit", python=plan.cockpit_python))
         rows += take_turns(arms, rounds=plan.rounds(full), warmup=plan.warmup())
@@ -86,8 +93,8 @@ def rivals(plan: Plan) -> list[dict[str, Any]]:
 
 def by_parameters(plan: Plan) -> list[dict[str, Any]]:
     """The same number of layers, more and more parameters."""
-    sizes = [5_000, 50_000] if plan.tiny else [100_000, 300_000, 1_000_000, 3_000_000, 10_000_000, 30_000_000]
-    sizes += [] if plan.tiny else [100_000_000]
+    sizes = [100_000, 300_000, 1_000_000, 3_000_000, 10_000_000, 30_000_000, 100_000_000]
+    sizes = [5_000] if plan.tiny else sizes[:5:2] if plan.quick else sizes
     rows = []
     for params in sizes:
         arms = arms_for(plan, ours(stack(params, 4 if plan.tiny else 48)))
@@ -97,9 +104,9 @@ def by_parameters(plan: Plan) -> list[dict[str, Any]]:
 
 def by_layers(plan: Plan) -> list[dict[str, Any]]:
     """The same number of parameters, cut into more and more layers."""
-    params, counts = (5_000, [2, 8]) if plan.tiny else (10_000_000, [10, 30, 100, 300, 1000])
+    params, counts = (5_000, [8]) if plan.tiny else (10_000_000, [10, 30, 100, 300, 1000])
     rows = []
-    for layers in counts:
+    for layers in counts[::2] if plan.quick else counts:
         arms = arms_for(plan, ours(stack(params, layers)))
         rows += take_turns(arms, rounds=plan.rounds(20), warmup=plan.warmup(4))
     return rows
@@ -110,7 +117,7 @@ def by_optimizer(plan: Plan) -> list[dict[str, Any]]:
     names = ["sgd-momentum", "adamw", "adamw-foreach", "adamw-fused", "adafactor", "muon"]
     model = stack(5_000, 4) if plan.tiny else stack(10_000_000, 48)
     rows = []
-    for name in names[:2] if plan.tiny else names:
+    for name in names[:1] if plan.tiny else names:
         arms = arms_for(plan, ours(model, optimizer=name), items=False)
         rows += take_turns(arms, rounds=plan.rounds(6 if name == "muon" else 20), warmup=plan.warmup(4))
     return rows
@@ -120,24 +127,27 @@ def by_dtype(plan: Plan) -> list[dict[str, Any]]:
     """The same layers in single precision and in bfloat16."""
     model = stack(5_000, 4) if plan.tiny else stack(10_000_000, 48)
     rows = []
-    for dtype in ("float32", "bfloat16"):
-        rows += take_turns(arms_for(plan, ours(model, dtype=dtype)), rounds=plan.rounds(20), warmup=plan.warmup(4))
+    for dtype in ("bfloat16",) if plan.tiny else ("float32", "bfloat16"):
+        arms = arms_for(plan, ours(model, dtype=dtype))
+        rows += take_turns(arms, rounds=plan.rounds(20), warmup=plan.warmup(4))
     return rows
 
 
 def by_cadence(plan: Plan) -> list[dict[str, Any]]:
     """Every step, every Nth step, and a budget; the mean over many steps is what counts here."""
-    base = ours("gpt-tiny", batch=2, tokens=8) if plan.tiny else ours("gpt-10M", batch=1, tokens=16)
+    base = ours("gpt-tiny", batch=2, tokens=8, threads=1) if plan.tiny else ours("gpt-10M", batch=1, tokens=16)
     block, blocks = (4, 1) if plan.tiny else (64, 1) if plan.quick else (64, 4)
-    arms = [replace(base, name=f"every={n}", settings={"every": n}) for n in (1, 4, 8, 16, 64)]
+    arms = [
+        replace(base, name=f"every={n}", settings={"every": n}) for n in ((1, 8) if plan.tiny else (1, 4, 8, 16, 64))
+    ]
     rows = take_turns(arms, rounds=blocks, warmup=0 if plan.tiny else 1, block=block)
     if plan.wandb:
-        steps = 4 if plan.tiny else 1000
+        steps = 4 if plan.tiny else 64 if plan.quick else 1000
         rows += take_turns([wandb_arm(base, steps)], rounds=1, warmup=0, block=steps)
     if accepts("budget"):  # of the time of a step that has a real forward and backward pass
         base = base if plan.tiny else ours("gpt-1M")
         arms = [replace(base, name=f"budget={share}", settings={"budget": share}) for share in (0.03, 0.01, 0.003)]
-        arms.insert(0, replace(base, name="no budget"))
+        arms = arms[:1] if plan.tiny else [replace(base, name="no budget"), *arms]
         rows += take_turns(arms, rounds=blocks, warmup=0 if plan.tiny else 1, block=block)
     return rows
 

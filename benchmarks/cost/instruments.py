@@ -79,6 +79,10 @@ class Instrument:
         """Bytes held, where the instrument can tell."""
         return None
 
+    def chosen(self) -> dict[str, Any]:
+        """What the instrument settled on by itself."""
+        return {}
+
 
 class Thermoclaw(Instrument):
     """Observer, entropy split and collapse detector: this version, or 0.1.6 where that is installed."""
@@ -106,6 +110,10 @@ class Thermoclaw(Instrument):
 
     def held_bytes(self) -> int | None:
         return None if self.attachment is None else sum(self.attachment.meter.num_bytes().values())
+
+    def chosen(self) -> dict[str, Any]:
+        cadence = getattr(getattr(self.attachment, "meter", None), "cadence", None)
+        return {"every": cadence.every} if "budget" in self.settings and cadence is not None else {}
 
 
 class ItemNorms(Instrument):

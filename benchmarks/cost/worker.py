@@ -104,8 +104,12 @@ class Worker:
         """Memory now, and the values that the host reads in one step."""
         from cost.instruments import count_reads
 
-        rss = resident_bytes() - self.rss_before_bytes
-        return {"held_bytes": self.instrument.held_bytes(), "rss_bytes": rss, "reads": count_reads(self.step)}
+        return {
+            "held_bytes": self.instrument.held_bytes(),
+            "rss_bytes": resident_bytes() - self.rss_before_bytes,
+            "chosen": self.instrument.chosen(),
+            "reads": count_reads(self.step),
+        }
 
     def curve(self, counts: list[int]) -> dict[str, Any]:
         """Memory after each of these numbers of steps with fixed gradients."""

@@ -84,6 +84,7 @@ class Meter:
         self._notes: deque[RowNotes] = deque()  # of rows that were not taken in yet
         self._met: set[Any] = set()
         self._parts: list[_Part] = []
+        self._is_forgotten = False
         self._call: Call | None = None  # between the hooks: the step that is being made
         self._captured: tuple[list[GroupHyper], list[bool]] | None = None
         layout = lay_out(model, optimizer)
@@ -155,18 +156,24 @@ class Meter:
                     self._choose()
                 self._call = self.cadence.next()
             if not self._call.measured:
+                self._forget()
                 return
+            self._is_forgotten = False
             self.keep_company()
             self._rebind_if_changed()
             self.ingest()
-            if self._call.fresh and self._call.number > 1:
-                for part in self._parts:
-                    part.backend.forget()
             self._late = closure
             self._hyper = read_groups(self._optimizer)
             self._lrs = device_lrs(self._optimizer)
             if not closure:
                 self._read_gradients(getattr(self._optimizer, "grad_scale", None))
+
+    def _forget(self) -> None:
+        """Once in a row of steps that are left out, as a replayed graph may be what is measured next."""
+        if not self._is_forgotten:
+            self._is_forgotten = True
+            for part in self._parts:
+                part.backend.forget()
 
     def _read_gradients(self, scale: Tensor | None) -> None:
         self._has_grad = [any(p.grad is not None for p in unit.params) for unit in self.layout.units]
@@ -268,10 +275,10 @@ class Meter:
         assert self._captured is not None
         self.settle()
         with quiet_math():
-            self.ingest()
-            for part in self._parts:
+            for part in self._parts:  # first, as copies note how many rows the device had written by then
                 part.ring.count()
             self._count(RowNotes(self.cadence.next(always=True), *self._captured, self.epoch))
+            self.ingest()
 
     # -- other processes --------------------------------------------------------------------------------------------
 
@@ -306,7 +313,7 @@ class Meter:
 
     def own_work(self, *, lap: bool = False) -> AbstractContextManager[None]:
         """Time what is done inside, while a budget is to be chosen for."""
-        if self._clock is None or not self.cadence.is_sampling:
+        if self._clock is None or not self.cadence.is_sampling or self.is_capturing():
             return contextlib.nullcontext()
         return self._clock.own_work(lap=lap)
 
