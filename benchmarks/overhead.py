@@ -28,7 +28,7 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 
-from cost import charts, document  # noqa: E402
+from cost import document  # noqa: E402
 from cost.machine import environment  # noqa: E402
 
 RESULTS, IMAGES = HERE / "results", HERE.parent / "docs" / "images"
@@ -107,10 +107,20 @@ def main(argv: list[str] | None = None) -> int:
     else:
         results = run_cpu(args)
     if args.images is not None:
-        args.images.mkdir(parents=True, exist_ok=True)
-        for path in charts.draw(results, args.images):
-            print(path)
+        draw(results, args.images)
     return 0
+
+
+def draw(results: dict[str, Any], folder: Path) -> None:
+    """Draw the charts, where matplotlib is installed; the file can be drawn elsewhere with --draw."""
+    try:
+        from cost import charts
+    except ImportError as error:
+        print(f"no charts: {error}", file=sys.stderr)
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in charts.draw(results, folder):
+        print(path)
 
 
 if __name__ == "__main__":

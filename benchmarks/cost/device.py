@@ -38,6 +38,7 @@ STACKS = {  # parameters, layers
     "cuda": [(10**6, 50), (10**7, 50), (10**8, 50), (10**9, 50), (10**8, 10), (10**8, 200), (10**8, 1000)],
     "cpu": [(10_000, 4)],
 }
+WAITED = "synchronizing"  # in torch's words for an operation that waits for the device
 COPY_BYTES = {"cuda": 1 << 30, "cpu": 1 << 20}
 
 
@@ -96,13 +97,12 @@ def measure_model(name: str, device: str, scope: str) -> dict[str, Any]:
     rows = in_turns(both, rounds=rounds, warmup=10)
     took_ms = in_blocks(both, blocks=blocks, steps=block_steps)
     free_ms = {run: statistics.median(values) for run, values in took_ms.items()}
-    watched.tracing = True
-    calls = count_calls(watched.step, steps=traced)
+    calls = traced_calls(watched, traced)
     held = watched.held_bytes()
     plain.item_norms, plain.scope = True, "nowhere"
     items = in_turns({"item norms": plain}, rounds=max(rounds // 4, 2), warmup=1)["item norms"]
     cost, mean, bare = medians_ms(rows["thermoclaw"]), means_ms(rows["thermoclaw"]), medians_ms(rows["plain"])
-    kernels_ms = calls["instrument"]["kernel_us_per_step"] / 1e3
+    kernels_ms = calls["instrument"]["kernel_us_per_step"] / 1e3 if "error" not in calls else 0.0
     traffic = bytes_read(watched)
     return {
         "model": name,
@@ -137,6 +137,20 @@ def measure_model(name: str, device: str, scope: str) -> dict[str, Any]:
         "allocated_bytes": allocated,
         "calls": calls,
     }
+
+
+def traced_calls(run: Run, steps: int) -> dict[str, Any]:
+    """What the profiler counted; its own failure is a note, a step that waited is not."""
+    run.tracing = True
+    try:
+        return count_calls(run.step, steps=steps)
+    except Exception as error:
+        if WAITED in str(error):
+            raise
+        traceback.print_exc()
+        return {"steps": steps, "error": f"{type(error).__name__}: {error}"}
+    finally:
+        run.tracing = False
 
 
 def measure_stack(params: int, layers: int, device: str, scope: str) -> dict[str, Any]:
@@ -212,7 +226,7 @@ def attempt(work: Callable[[str], dict[str, Any]], about: dict[str, Any], device
             told = traceback.format_exception(error)
             print("".join(told), flush=True)
             faults[scope] = f"{type(error).__name__}: {error}".strip()[:1000] + "\n" + "".join(told[-4:])[:3000]
-            if "synchroniz" not in str(error):
+            if WAITED not in str(error):
                 break
     return {**about, "error": list(faults.values())[-1], "waited_in": faults}
 

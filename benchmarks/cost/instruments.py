@@ -88,11 +88,9 @@ class Thermoclaw(Instrument):
     """Observer, entropy split and collapse detector: this version, or 0.1.6 where that is installed."""
 
     def attach(self, model: nn.Module, optimizer: Any) -> None:
-        from importlib.metadata import version
-
         import thermoclaw
 
-        self.version = version("thermoclaw")
+        self.version = thermoclaw.__version__
         self.old = self.version == "0.1.6"
         strict = {} if self.old else {"strict": True}  # an instrument that switched itself off would cost nothing
         self.observer = thermoclaw.Observer(model, optimizer, **strict, **self.settings)
