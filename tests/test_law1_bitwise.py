@@ -184,6 +184,39 @@ def test_accumulation_clipping_and_a_schedule_are_the_same(set_to_none: bool) ->
     assert_bitwise(go(True), go(False))
 
 
+@pytest.mark.parametrize("unscale_first", [False, True])
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_mixed_precision_with_a_scaler_is_the_same(dtype: torch.dtype, fused: bool, unscale_first: bool) -> None:
+    """With overflows, refused steps and a scale that grows: parameters, gradients, state, and the scaler's own."""
+    case = MODELS[0]
+
+    def go(watched: bool) -> tuple[Outcome, dict[str, Any]]:
+        seed_everything(7)
+        model = case.make()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, fused=fused)
+        scaler = torch.amp.GradScaler("cpu", init_scale=64.0, growth_interval=2)
+        watcher = Watch(model, optimizer) if watched else None
+        losses = []
+        for t in range(8):
+            optimizer.zero_grad()
+            with torch.autocast("cpu", dtype=dtype):
+                loss = case.loss(model)
+            scaler.scale(loss * float("inf") if t in (2, 5) else loss).backward()
+            if unscale_first:
+                scaler.unscale_(optimizer)
+            scaler.step(optimizer)
+            scaler.update()
+            losses.append(loss.detach())
+            if watcher:
+                watcher.step(loss)
+        if watcher:
+            assert len(watcher.observer.record()) == 6
+        return outcome(model, optimizer, losses), scaler.state_dict()
+
+    assert_bitwise(go(True), go(False))
+
+
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 def test_a_compiled_step_is_the_same(backend: str) -> None:
     case = ModelCase("mlp", lambda: nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 4)), MODELS[0].loss)

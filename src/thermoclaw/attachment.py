@@ -337,17 +337,21 @@ class Attachment:
 
 
 def _mean(losses: list[float | Tensor]) -> float | Tensor:
-    """The mean of losses, on their device and without waiting for it."""
-    tensors = [x for x in losses if isinstance(x, Tensor)]
+    """The mean of losses, on their device and without waiting for it; of the finite ones where there are some.
+
+    No hook tells of a step that a loss scaler refused, and its loss, which may have overflowed, is not the next one's.
+    """
     if len(losses) == 1:
         return losses[0]
+    tensors = [x for x in losses if isinstance(x, Tensor)]
+    finite = [x for x in losses if not isinstance(x, Tensor) and math.isfinite(x)]
     if not tensors:
-        return math.fsum(float(x) for x in losses) / len(losses)
+        return math.fsum(finite) / len(finite) if finite else math.nan
     device = tensors[0].device
     wide = torch.float32 if device.type == "mps" else torch.float64
-    rest = math.fsum(x for x in losses if not isinstance(x, Tensor))
-    total = torch.stack([x.to(device=device, dtype=wide, non_blocking=True) for x in tensors]).sum()
-    return (total + rest) / len(losses)
+    values = torch.stack([x.to(device=device, dtype=wide, non_blocking=True) for x in tensors])
+    good = torch.isfinite(values)
+    return (torch.where(good, values, 0.0).sum() + math.fsum(finite)) / (good.sum() + len(finite))
 
 
 def void(_: object) -> None:
