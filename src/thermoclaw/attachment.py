@@ -25,6 +25,7 @@ from thermoclaw.diagnosis.finding import Finding
 from thermoclaw.measure.hyper import read_groups
 from thermoclaw.measure.meter import Meter, Settings
 from thermoclaw.measure.sharded import PeerFailed
+from thermoclaw.partition import Partition
 from thermoclaw.record import Record
 from thermoclaw.version import __version__
 
@@ -42,14 +43,19 @@ def attached_to(optimizer: Any) -> list[Attachment]:
 
 
 def attach(
-    model: nn.Module | list[nn.Module], optimizer: Any, settings: Settings, *, strict: bool = False
+    model: nn.Module | list[nn.Module],
+    optimizer: Any,
+    settings: Settings,
+    *,
+    partition: Partition | None = None,
+    strict: bool = False,
 ) -> Attachment:
     """The attachment with these settings: the one already there, or a new one."""
     for attachment in attached_to(optimizer):
         if attachment.meter.settings == settings and attachment.model_is(model):
             attachment.strict = attachment.strict or strict
             return attachment
-    return Attachment(model, optimizer, settings, strict=strict)
+    return Attachment(model, optimizer, settings, partition=partition, strict=strict)
 
 
 class Attachment:
@@ -57,14 +63,16 @@ class Attachment:
 
     _count = 0
 
-    def __init__(self, model: Any, optimizer: Any, settings: Settings, *, strict: bool) -> None:
+    def __init__(
+        self, model: Any, optimizer: Any, settings: Settings, *, partition: Partition | None = None, strict: bool
+    ) -> None:
         Attachment._count += 1
         self.number = Attachment._count
         self.strict, self.closed, self.failed = strict, False, False
         self._has_cadence_event = False
         self._is_salvaged = False
         self._is_limping = False  # failed, and other processes still count on this one
-        self.meter = Meter(model, optimizer, settings)
+        self.meter = Meter(model, optimizer, settings, partition)
         self.alarms: list[Finding] = []
         self.events: list[dict[str, Any]] = []
         self.on_alarm: list[Callable[[Finding], None]] = []
@@ -111,18 +119,21 @@ class Attachment:
             )
 
     def before_step(self, *, closure: bool) -> None:
-        """Hook: the optimizer is about to step."""
-        if self._is_limping:
+        """Hook: the optimizer is about to step, or to step its next group."""
+        begins = self.meter.begins_step()
+        if not self._is_limping:
+            self._guard(lambda: self._timed_before(closure=closure, begins=begins))
+        elif begins:
             self._limp(self.meter.limp_before)
-        else:
-            self._guard(lambda: self._timed_before(closure=closure))
 
-    def _timed_before(self, *, closure: bool) -> None:
-        with self.meter.own_work(lap=True):
-            self.meter.before_step(closure=closure)
+    def _timed_before(self, *, closure: bool, begins: bool) -> None:
+        with self.meter.own_work(lap=begins):
+            self.meter.before_step(closure=closure, begins=begins)
 
     def after_step(self) -> None:
-        """Hook: the optimizer has stepped."""
+        """Hook: the optimizer has stepped, or has stepped one of its groups."""
+        if not self.meter.ends_step():
+            return
         self._guard(self._timed_after)
         if self._is_limping:
             self._limp(self.meter.limp_after)

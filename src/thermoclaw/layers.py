@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from thermoclaw.partition import Fragment, Partition
 from thermoclaw.record import LayerInfo
 
 ROOT = "(root)"
@@ -127,7 +128,7 @@ class Unit:
     group: int
     device: torch.device
     params: tuple[Tensor, ...] = field(repr=False)
-    mesh: Any = field(default=None, repr=False)  # the device mesh of sharded parameters
+    mesh: Any = field(default=None, repr=False)  # the device mesh, or the sharers, of sharded parameters
 
     @property
     def key(self) -> tuple[int, ...]:
@@ -146,7 +147,9 @@ class Layout:
 
 
 def mesh_of(x: Any) -> Any:
-    """The device mesh over which a DTensor is spread; None for a plain tensor, or on a mesh of one process."""
+    """What a parameter is spread over: a DTensor's device mesh, a fragment's sharers; None for a plain tensor."""
+    if isinstance(x, Fragment):
+        return x.flat.sharers
     mesh = getattr(x, "device_mesh", None)
     return mesh if mesh is not None and hasattr(x, "placements") else None
 
@@ -156,18 +159,25 @@ def signature(optimizer: Any) -> tuple[int, ...]:
     return tuple(id(p) for group in optimizer.param_groups for p in group["params"])
 
 
-def lay_out(model: nn.Module | Iterable[nn.Module], optimizer: Any, *, order: tuple[str, ...] = ()) -> Layout:
+def lay_out(
+    model: nn.Module | Iterable[nn.Module],
+    optimizer: Any,
+    *,
+    order: tuple[str, ...] = (),
+    partition: Partition | None = None,
+) -> Layout:
     """Match a model with an optimizer's groups.
 
     Args:
         model: the module, or several that one optimizer trains.
         optimizer: anything with torch's `param_groups`.
         order: layer names that must keep their places (those of an earlier layout); new layers follow.
+        partition: what the optimizer holds instead of the model's parameters, if it does.
 
     Raises:
         ValueError: no parameter at all, none in common, or flattened ones; the message says what to do.
     """
-    group_of = {id(p): (i, p) for i, group in enumerate(optimizer.param_groups) for p in group["params"]}
+    group_of = _held_by(optimizer, partition)
     usable = {k: v for k, v in group_of.items() if v[1].numel() and v[1].device.type != "meta"}
     if not usable:
         raise ValueError(
@@ -179,15 +189,17 @@ def lay_out(model: nn.Module | Iterable[nn.Module], optimizer: Any, *, order: tu
             "the parameters were flattened by FullyShardedDataParallel (the first FSDP), which mixes the layers: shard "
             "with torch.distributed.fsdp.fully_shard (FSDP2), which is measured"
         )
-    rows: dict[str, tuple[LayerInfo, list[Tensor]]] = {}
+    rows: dict[str, _Row] = {}
     unoptimized: dict[str, Tensor] = {}
+    known: set[int] = set()
     shared = 0
     models = [model] if isinstance(model, nn.Module) else list(model)
     for number, part in enumerate(models):
         modules = dict(part.named_modules())
         for name, mine in _owned_parameters(part):
             label = name if number == 0 or name not in rows else f"{name} (model {number + 1})"
-            held = [(n, p) for n, p in mine if id(p) in usable]
+            held = [(n, *usable[id(p)]) for n, p in mine if id(p) in usable]
+            known.update(id(p) for _, p in mine)
             unoptimized.update({n: p for n, p in mine if id(p) not in group_of and p.requires_grad})
             if held:
                 shared += len(held)
@@ -196,24 +208,34 @@ def lay_out(model: nn.Module | Iterable[nn.Module], optimizer: Any, *, order: tu
     if not shared:
         raise ValueError(
             "model and optimizer share no parameter: pass the model whose parameters the optimizer was built from "
-            "(a model that was re-created, copied or moved after the optimizer was built has new parameters)"
+            "(a model that was re-created, copied or moved after the optimizer was built has new parameters); under "
+            "DeepSpeed, the optimizer that deepspeed.initialize returned"
         )
-    known = {id(p) for _, params in rows.values() for p in params}
-    strays = [p for key, (_, p) in usable.items() if key not in known]
+    strays = [held for key, held in usable.items() if key not in known]
     if strays:
-        names = [(f"stray.{i}", p) for i, p in enumerate(strays)]
+        names = [(f"stray.{i}", *held) for i, held in enumerate(strays)]
         rows[OUTSIDE] = _row(OUTSIDE, "generic", names, depth=len(rows))
-    return _assemble(rows, group_of, unoptimized, order, signature(optimizer))
+    return _assemble(rows, unoptimized, order, signature(optimizer))
 
 
-def _row(label: str, ltype: str, held: Sequence[tuple[str, Tensor]], *, depth: int) -> tuple[LayerInfo, list[Tensor]]:
-    num_params = sum(p.numel() for _, p in held)
-    return LayerInfo(label, ltype, num_params, depth, tuple(n for n, _ in held)), [p for _, p in held]
+_Held = tuple[int, Any]  # the number of a group, and a parameter in it or a fragment of one
+_Row = tuple[LayerInfo, list[_Held]]
+
+
+def _held_by(optimizer: Any, partition: Partition | None) -> dict[int, _Held]:
+    """By identity of the model's parameter, where it is in the optimizer."""
+    if partition is not None:
+        return {id(f.param): (i, f) for i, held in enumerate(partition.fragments) for f in held}
+    return {id(p): (i, p) for i, group in enumerate(optimizer.param_groups) for p in group["params"]}
+
+
+def _row(label: str, ltype: str, held: Sequence[tuple[str, int, Any]], *, depth: int) -> _Row:
+    num_params = sum(p.numel() for _, _, p in held)
+    return LayerInfo(label, ltype, num_params, depth, tuple(n for n, _, _ in held)), [(g, p) for _, g, p in held]
 
 
 def _assemble(
-    rows: dict[str, tuple[LayerInfo, list[Tensor]]],
-    group_of: dict[int, tuple[int, Any]],
+    rows: dict[str, _Row],
     unoptimized: dict[str, Tensor],
     order: tuple[str, ...],
     sign: tuple[int, ...],
@@ -226,10 +248,10 @@ def _assemble(
         if name not in rows:  # a layer that left the optimizer keeps its column
             layers.append(LayerInfo(name, detect_layer_type(name), 0, index))
             continue
-        info, params = rows[name]
+        info, held = rows[name]
         layers.append(LayerInfo(info.name, info.ltype, info.num_params, index, info.param_names))
-        split: dict[tuple[int, torch.device, Any], list[Tensor]] = {}
-        for p in params:
-            split.setdefault((group_of[id(p)][0], p.device, mesh_of(p)), []).append(p)
-        units += [Unit(index, group, device, tuple(held), mesh) for (group, device, mesh), held in split.items()]
+        split: dict[tuple[int, torch.device, Any], list[Any]] = {}
+        for group, p in held:
+            split.setdefault((group, p.device, mesh_of(p)), []).append(p)
+        units += [Unit(index, group, device, tuple(params), mesh) for (group, device, mesh), params in split.items()]
     return Layout(tuple(layers), tuple(units), unoptimized, sign)

@@ -17,6 +17,7 @@ from thermoclaw.attachment import Attachment, attach, attached_to
 from thermoclaw.diagnosis.finding import Finding
 from thermoclaw.measure.meter import Settings
 from thermoclaw.measure.sketch import SIZES
+from thermoclaw.partition import find_partition
 from thermoclaw.quantities import R_IE_CAP
 from thermoclaw.record import Record
 from thermoclaw.snapshot import Snapshot, StepHistory, snapshot_dict
@@ -122,7 +123,13 @@ class Observer:
         settings = Settings(mode, sketch_size, every, budget, lag, history_bytes, sigma_window_size)
         if isinstance(model, (list, tuple)):
             model = list(model)
-        self._attachment: Attachment = attach(model, inner, settings, strict=strict)  # type: ignore[arg-type]
+        self._attachment: Attachment = attach(
+            model,  # type: ignore[arg-type]
+            inner,
+            settings,
+            partition=find_partition(optimizer),
+            strict=strict,
+        )
         self.model = model
         self.optimizer = optimizer
         self._seen_rows = self._attachment.meter.num_calls

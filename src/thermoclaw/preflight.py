@@ -14,6 +14,7 @@ from thermoclaw.diagnosis.remedies import Remedy
 from thermoclaw.layers import lay_out
 from thermoclaw.measure.hyper import read_groups
 from thermoclaw.observer import check_pair
+from thermoclaw.partition import Fragment, find_partition
 
 EROSION_NORM = 0.5
 EROSION_STEPS_HIGH, EROSION_STEPS = 100.0, 1000.0
@@ -92,7 +93,7 @@ def preflight(model: nn.Module, optimizer: Any, *, total_steps: int | None = Non
     if total_steps is not None and total_steps < 1:
         raise ValueError(f"total_steps={total_steps!r}: give the number of optimizer steps of the run, or leave it out")
     inner = check_pair(model, optimizer)
-    layout = lay_out(model, inner)
+    layout = lay_out(model, inner, partition=find_partition(optimizer))
     hypers = read_groups(inner)
     unit_size = any(word in type(inner).__name__ for word in ("Adam", "Lion", "Lamb"))
     forecasts, erosion = [], []
@@ -100,7 +101,8 @@ def preflight(model: nn.Module, optimizer: Any, *, total_steps: int | None = Non
         units = [u for u in layout.units if u.layer == index]
         size = sum(p.numel() for u in units for p in u.params)
         with torch.no_grad():
-            norm = math.sqrt(sum(float(p.detach().abs().double().square().sum()) for u in units for p in u.params))
+            held = [p.param if isinstance(p, Fragment) else p for u in units for p in u.params]
+            norm = math.sqrt(sum(float(p.detach().abs().double().square().sum()) for p in held))
         unit = max(units, key=lambda u: hypers[u.group].weight_decay)
         hyper = hypers[unit.group]
         pull = hyper.lr * hyper.weight_decay

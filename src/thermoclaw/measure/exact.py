@@ -53,7 +53,7 @@ class ExactBackend(UnitReader):
             for row in self.parameters()
         ]
 
-    def read_gradients(self, *, scale: Tensor | None = None) -> None:
+    def read_gradients(self, *, scale: Tensor | None = None, more: bool = False) -> None:
         """See `Backend`."""
         rows = []
         for places, row in zip(self.places, self.gradients(), strict=True):
@@ -65,7 +65,7 @@ class ExactBackend(UnitReader):
                     parts.append((g.to_dense().reshape(-1) if g.is_sparse else g).to(self.wide))
             x = torch.cat(parts)
             rows.append(x if scale is None else x / scale.reshape(()).to(device=x.device, dtype=x.dtype))
-        self._gradient = rows
+        self._gradient = [x + y for x, y in zip(self._gradient, rows, strict=True)] if more else rows
 
     def read_parameters(self, out: Tensor, *, lrs: dict[int, Tensor], skipped: Tensor | None = None) -> None:
         """See `Backend`."""

@@ -28,6 +28,7 @@ from thermoclaw.measure.intake import Intake, RowNotes
 from thermoclaw.measure.sharded import meet
 from thermoclaw.measure.sketched import SketchBackend
 from thermoclaw.measure.sums import Backend
+from thermoclaw.partition import Partition
 
 
 @dataclass(frozen=True)
@@ -73,11 +74,17 @@ def make_backend(units: list[Unit], *, mode: str, size: int) -> Backend:
 class Meter:
     """Measures an optimizer's steps; see the module's docstring."""
 
-    def __init__(self, model: nn.Module | list[nn.Module], optimizer: Any, settings: Settings) -> None:
+    def __init__(
+        self,
+        model: nn.Module | list[nn.Module],
+        optimizer: Any,
+        settings: Settings,
+        partition: Partition | None = None,
+    ) -> None:
         self.settings = settings
         self.epoch = 0
         self.cadence = Cadence(every=settings.every, budget=settings.budget)
-        self._model, self._optimizer = model, optimizer
+        self._model, self._optimizer, self._partition = model, optimizer, partition
         self._pushed = 0  # rows written since the rings were made
         self._settled = 0  # of them, rows whose loss can no longer come
         self._calls: deque[int] = deque([0], maxlen=8 * settings.lag + 8)  # of the rows written last, after a first 0
@@ -86,8 +93,9 @@ class Meter:
         self._parts: list[_Part] = []
         self._is_forgotten = False
         self._call: Call | None = None  # between the hooks: the step that is being made
+        self._has_grad: list[bool] = []  # of its units
         self._captured: tuple[list[GroupHyper], list[bool]] | None = None
-        layout = lay_out(model, optimizer)
+        layout = lay_out(model, optimizer, partition=partition)
         self.intake = Intake(
             layout,
             history_bytes=settings.history_bytes,
@@ -136,7 +144,7 @@ class Meter:
         self.intake.bind(layout, norms, unit_group=np.array([unit.group for unit in layout.units]))
 
     def _rebind_if_changed(self) -> None:
-        if signature(self._optimizer) == self.layout.signature:
+        if self._partition is not None or signature(self._optimizer) == self.layout.signature:
             return
         self.ingest(everything=True)
         order = tuple(layer.name for layer in self.layout.layers)
@@ -144,10 +152,21 @@ class Meter:
 
     # -- the step ---------------------------------------------------------------------------------------------------
 
-    def before_step(self, *, closure: bool) -> None:
+    def begins_step(self) -> bool:
+        """The optimizer is about to step what is in its groups; whether that is the beginning of a whole step."""
+        return self._partition is None or self._partition.begin(self._optimizer)
+
+    def ends_step(self) -> bool:
+        """The optimizer has stepped what is in its groups; whether the whole step is done."""
+        return self._partition is None or self._partition.end()
+
+    def before_step(self, *, closure: bool, begins: bool = True) -> None:
         """Read the gradients that the optimizer is about to use (with a closure they do not exist yet)."""
         if self.is_capturing():
             self._before_capture(closure=closure)
+            return
+        if not begins:
+            self._read_next_groups()
             return
         self.settle()
         with quiet_math():
@@ -165,8 +184,30 @@ class Meter:
             self._late = closure
             self._hyper = read_groups(self._optimizer)
             self._lrs = device_lrs(self._optimizer)
+            if self._partition is not None:
+                self._hyper = self._hyper[:1] * self._partition.num_groups
+                self._lrs = {}
+                self._note_groups(self._partition)
             if not closure:
                 self._read_gradients(getattr(self._optimizer, "grad_scale", None))
+
+    def _read_next_groups(self) -> None:
+        """In the middle of a step that a partitioned optimizer makes group by group."""
+        assert self._partition is not None
+        if self._call is None or not self._call.measured:
+            return
+        with quiet_math():
+            self._note_groups(self._partition)
+            before = self._has_grad
+            self._read_gradients(getattr(self._optimizer, "grad_scale", None), more=True)
+            self._has_grad = [a or b for a, b in zip(before, self._has_grad, strict=True)]
+
+    def _note_groups(self, partition: Partition) -> None:
+        """What the groups that are stepped now are stepped with."""
+        partition.check()
+        for i, hyper in zip(partition.stepping, read_groups(self._optimizer), strict=True):
+            self._hyper[i] = hyper
+        self._lrs.update({partition.stepping[i]: lr for i, lr in device_lrs(self._optimizer).items()})
 
     def _forget(self) -> None:
         """Once in a row of steps that are left out, as a replayed graph may be what is measured next."""
@@ -175,10 +216,10 @@ class Meter:
             for part in self._parts:
                 part.backend.forget()
 
-    def _read_gradients(self, scale: Tensor | None) -> None:
+    def _read_gradients(self, scale: Tensor | None, *, more: bool = False) -> None:
         self._has_grad = [any(p.grad is not None for p in unit.params) for unit in self.layout.units]
         for part in self._parts:
-            part.backend.read_gradients(scale=scale)
+            part.backend.read_gradients(scale=scale, more=more)
 
     def after_step(self) -> None:
         """Read the parameters after the step and write the row."""

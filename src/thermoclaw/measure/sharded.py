@@ -24,6 +24,7 @@ from torch import Tensor
 from thermoclaw.buffer import DeviceRing
 from thermoclaw.layers import Unit, mesh_of
 from thermoclaw.measure.place import Place, box, whole
+from thermoclaw.partition import Fragment, Sharers
 
 MEET_S = 120.0
 """Seconds that processes wait for each other when the first observer of a sharded model is made."""
@@ -61,6 +62,8 @@ def place_of(p: Tensor, start: int) -> Place:
         ValueError: the parameter is cut in a way that is not supported.
     """
     width = 2 if p.is_complex() else 1
+    if isinstance(p, Fragment):
+        return Place(start + p.start, 1, p.count, p.count) if p.count else Place(start, 0, 0, 0)
     mesh = mesh_of(p)
     if mesh is None:
         return whole(start, p.numel() * width)
@@ -76,15 +79,20 @@ def place_of(p: Tensor, start: int) -> Place:
     return box(tuple(p.shape), tuple(shape), tuple(offset), start=start, width=width)
 
 
+def ranks_of(mesh: Any) -> tuple[int, ...]:
+    """The processes of a device mesh, or the sharers of flat tensors, in order."""
+    return tuple(sorted(mesh.ranks if isinstance(mesh, Sharers) else (int(r) for r in mesh.mesh.flatten())))
+
+
 def meet(mesh: Any, *, seconds: float = MEET_S) -> None:
-    """Wait until every process of a mesh has come by.
+    """Wait until every process of a mesh, or of the sharers of flat tensors, has come by.
 
     Raises:
         RuntimeError: some did not; they would leave the others waiting in the first step.
     """
     from torch.distributed import distributed_c10d as c10d
 
-    ranks = tuple(sorted(int(r) for r in mesh.mesh.flatten()))
+    ranks = ranks_of(mesh)
     number = _meetings[ranks] = _meetings.get(ranks, 0) + 1
     store, me = c10d._get_default_store(), c10d.get_rank()
     room = f"thermoclaw/{','.join(map(str, ranks))}/{number}"
@@ -117,7 +125,7 @@ class Peers:
                 _groups(mesh),
                 None if len(held) == len(units) else torch.tensor(held, device=device),
                 len(held) * per_unit + 1,
-                mesh.mesh.numel(),
+                len(ranks_of(mesh)),
             )
             for mesh, held in members.items()
         ]
@@ -226,6 +234,8 @@ def _groups(mesh: Any) -> list[Any]:
     """The process groups whose all-reduces, one after the other, sum over a mesh: the whole world's where that fits."""
     import torch.distributed as dist
 
+    if isinstance(mesh, Sharers):
+        return [mesh.group]
     if mesh.mesh.numel() == dist.get_world_size():
         return [dist.group.WORLD]
     return [mesh.get_group(d) for d in range(mesh.ndim) if mesh.size(d) > 1]

@@ -71,14 +71,18 @@ class SketchBackend(UnitReader):
     def _slot(self, base: int, count: int, lag: int = 0) -> int:
         return base + (self._now - lag) % count
 
-    def read_gradients(self, *, scale: Tensor | None = None) -> None:
+    def read_gradients(self, *, scale: Tensor | None = None, more: bool = False) -> None:
         """See `Backend`."""
         slot = self._slot(self._G, NUM_GRADIENTS)
+        before = (self._state[:, slot].clone(), self._g_g.clone()) if more else None
         self._g_g = self._measure(self.gradients(), slot)
         if scale is not None:
             inverse = scale.reshape(()).to(self.device).reciprocal()
             self._state[:, slot].mul_(inverse.to(self.dtype))
             self._g_g.mul_(inverse.to(self.wide).square())
+        if before is not None:
+            self._state[:, slot].add_(before[0])
+            self._g_g.add_(before[1])
 
     def read_parameters(self, out: Tensor, *, lrs: dict[int, Tensor], skipped: Tensor | None = None) -> None:
         """See `Backend`."""

@@ -36,8 +36,11 @@ class Backend(Protocol):
     def forget(self) -> None:
         """Forget all but the start: steps were left out, so products with earlier ones are unknown."""
 
-    def read_gradients(self, *, scale: Tensor | None = None) -> None:
-        """Take in each parameter's `.grad` (divided by `scale`), before the optimizer may touch it."""
+    def read_gradients(self, *, scale: Tensor | None = None, more: bool = False) -> None:
+        """Take in each parameter's `.grad` (divided by `scale`), before the optimizer may touch it.
+
+        With `more`, they come on top of those that were taken in for this step already: of other groups.
+        """
 
     def read_parameters(self, out: Tensor, *, lrs: dict[int, Tensor], skipped: Tensor | None = None) -> None:
         """Take in the parameters after the step and write the raw row [U, K]; `lrs` by group, where on a device."""
