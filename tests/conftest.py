@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -14,6 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim import Optimizer
+
+if not torch.cuda.is_available():  # then Triton's kernels are tested in its interpreter, which must be asked for early
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 Batch = Callable[[], tuple[Tensor, ...]]
 

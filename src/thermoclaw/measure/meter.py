@@ -23,10 +23,10 @@ from thermoclaw.layers import Layout, Unit, lay_out, signature
 from thermoclaw.measure.cadence import Cadence, Call, Clock
 from thermoclaw.measure.columns import RAW_COLUMNS
 from thermoclaw.measure.exact import ExactBackend
+from thermoclaw.measure.fused import sketching_backend
 from thermoclaw.measure.hyper import GroupHyper, device_lrs, read_groups
 from thermoclaw.measure.intake import Intake, RowNotes
 from thermoclaw.measure.sharded import meet
-from thermoclaw.measure.sketched import SketchBackend
 from thermoclaw.measure.sums import Backend
 from thermoclaw.partition import Partition
 
@@ -68,7 +68,7 @@ def make_backend(units: list[Unit], *, mode: str, size: int) -> Backend:
     """The backend for a mode: "sketch" or "exact"."""
     if mode == "exact":
         return ExactBackend(units)
-    return SketchBackend(units, size=size)
+    return sketching_backend(units, size=size)
 
 
 class Meter:
