@@ -1,0 +1,153 @@
+"""Faults of the hyper-parameters: rate, momentum, decay, clipping, epsilon, schedule."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from benchmarks.zoo.faults.fault import ADAM, SGD, Fault, between, needs
+from benchmarks.zoo.recipe import Recipe, constant
+
+
+def _rate_factor(recipe: Recipe, random: Any) -> float:
+    return between(random, 10, 60) if recipe.optimizer.is_sgd else between(random, 60, 300)
+
+
+def rate_too_high(recipe: Recipe, first: int, random: Any) -> Recipe:
+    """Too long steps from the start."""
+    return recipe.tuned(lr=recipe.optimizer.lr * _rate_factor(recipe, random))
+
+
+def rate_jumps(recipe: Recipe, first: int, random: Any) -> Recipe:
+    """The rate is multiplied on the way, by a broken schedule."""
+    usual, factor = recipe.schedule, _rate_factor(recipe, random)
+    return recipe.but(schedule=lambda done: usual(done) * (factor if done >= first / recipe.steps else 1.0))
+
+
+def rate_too_low(recipe: Recipe, first: int, random: Any) -> Recipe:
+    """Steps so short that nothing is learned."""
+    return recipe.tuned(lr=recipe.optimizer.lr / between(random, 300, 3000))
+
+
+def rate_reaches_zero(recipe: Recipe, first: int, random: Any) -> Recipe:
+    """The schedule was made for a much shorter run."""
+    usual, end = recipe.schedule, between(random, 0.08, 0.15)
+    return recipe.but(schedule=lambda done: usual(done) * max(1.0 - done / end, 0.0))
+
+
+def rate_never_falls(recipe: Recipe, first: int, random: Any) -> Recipe:
+    """The step decay that the recipe counts on is lost, and noise holds the loss up."""
+    return recipe.but(schedule=constant)
+
+
+def decay_too_high(recipe: Recipe, first: int, random: Any) -> Recipe:
+    """Weight decay beyond every recipe."""
+    return recipe.tuned(weight_decay=_decay(recipe, random))
+
+
+def decay_jumps(recipe: Recipe, first: int, random: Any) -> Recipe:
+    """Weight decay is multiplied on the way."""
+    decay = _decay(recipe, random)
+
+    def act(run: Any) -> None:
+        if run.step == first:
+            for group in run.optimizer.param_groups:
+                group["weight_decay"] = decay
+
+    return recipe.hooked("step", act)
+
+
+def _decay(recipe: Recipe, random: Any) -> float:
+    """Decay that halves the weights in some twenty to sixty steps, or overwhelms the gradient (Adam with L2)."""
+    if recipe.optimizer.kind == "adam":
+        return between(random, 0.3, 3.0)
+    share = between(random, 0.012, 0.04)
+    if recipe.optimizer.kind == "adamw":
+        return share / recipe.optimizer.lr
+    return share * (1.0 - recipe.optimizer.momentum) / recipe.optimizer.lr
+
+
+def momentum_too_high(recipe: Recipe, first: int, random: Any) -> Recipe:
+    """Steps average over a thousand gradients and more."""
+    return recipe.tuned(momentum=1.0 - 1.0 / between(random, 700, 2000))
+
+
+def epsilon_too_large(recipe: Recipe, first: int, random: Any) -> Recipe:
+    """Adam's epsilon hides the second moment."""
+    return recipe.tuned(eps=between(random, 1.0, 10.0))
+
+
+def clip_too_tight(recipe: Recipe, first: int, random: Any) -> Recipe:
+    """Every gradient is cut to a thousandth of its length."""
+    return recipe.but(clip=between(random, 5e-4, 3e-3))
+
+
+def slow_second_moment(recipe: Recipe, first: int, random: Any) -> Recipe:
+    """β₂ near one, and gradients that rise a hundredfold: the loss is summed from some step on, not averaged."""
+    factor = between(random, 100, 1000)
+
+    def act(run: Any) -> None:
+        if run.step >= first:
+            run.reported, run.loss = run.loss, run.loss * factor
+
+    return recipe.tuned(beta2=0.9999).hooked("loss", act)
+
+
+def hot_layer(recipe: Recipe, first: int, random: Any) -> Recipe:
+    """One layer in the middle steps hundreds of times as far as the others."""
+    factor = between(random, 300, 1000)
+
+    def act(run: Any) -> None:
+        chosen = _middle_matrix(run.model)
+        (group,) = run.groups
+        rest = [p for p in group["params"] if p is not chosen]
+        run.groups = [{"params": rest}, {"params": [chosen], "lr": recipe.optimizer.lr * factor}]
+
+    return recipe.hooked("parameters", act)
+
+
+def _middle_matrix(model: nn.Module) -> nn.Parameter:
+    matrices = [p for p in model.parameters() if p.dim() > 1 and p.requires_grad]
+    return matrices[len(matrices) // 2]
+
+
+def inverted_decay(recipe: Recipe, first: int, random: Any) -> Recipe:
+    """The penalty on the weights has the wrong sign: they grow without bound."""
+    share = between(random, 0.01, 0.03)
+
+    def act(run: Any) -> None:
+        if run.step >= first:
+            for group in run.optimizer.param_groups:
+                for p in group["params"]:
+                    if p.dim() > 1:
+                        p.data.mul_(1.0 + share)
+
+    return recipe.hooked("optimizer", lambda run: run.optimizer.register_step_post_hook(lambda *_: act(run)))
+
+
+FAULTS = (
+    Fault("rate_too_high", ("lr_too_high",), rate_too_high),
+    Fault("rate_jumps", ("lr_too_high",), rate_jumps, begins="middle"),
+    Fault("rate_too_low", ("lr_too_low",), rate_too_low),
+    Fault(
+        "rate_reaches_zero", ("lr_schedule_zero",), rate_reaches_zero, why="the fault is complete when the rate is zero"
+    ),
+    Fault("rate_never_falls", ("plateau",), rate_never_falls, needs("cheap"), variant="long_step_decay"),
+    Fault("decay_too_high", ("weight_decay_too_high",), decay_too_high),
+    Fault("decay_jumps", ("weight_decay_too_high",), decay_jumps, begins="middle"),
+    Fault("inverted_decay", ("weight_blow_up",), inverted_decay, begins="middle"),
+    Fault("momentum_too_high", ("momentum_too_high",), momentum_too_high, optimizers=(*ADAM, *SGD)),
+    Fault("epsilon_too_large", ("epsilon_dominates",), epsilon_too_large, optimizers=ADAM),
+    Fault("clip_too_tight", ("over_clipping",), clip_too_tight, optimizers=SGD),
+    Fault("clip_too_tight_sgd", ("over_clipping",), clip_too_tight, variant="sgd"),
+    Fault(
+        "slow_second_moment",
+        ("second_moment_lag", "gradient_spike"),
+        slow_second_moment,
+        begins="late",
+        optimizers=ADAM,
+        why="the lag is the answer to a gradient that jumped, which is just as true",
+    ),
+    Fault("hot_layer", ("layer_lr_mismatch",), hot_layer),
+)
