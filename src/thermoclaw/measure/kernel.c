@@ -1,13 +1,35 @@
-/* Squared norm and linear sketch of tensors in one read of their memory.
+/* The CPU's part of measuring a step: squared norms and linear sketches in one read of memory, and their products.
  *
- * Compiled once per machine by native.py, and called with plain pointers; sketch.py says what the sketch is and
- * computes the same one with torch operations. Legend: p sketch size, w chunk width, n elements of a tensor.
+ * Compiled once per machine by native.py, which fills the tables and calls with plain pointers; sketch.py says what the
+ * sketch is, and sketched.py does the same with torch operations. What is added up in which order depends on the tables
+ * alone, so any number of threads gives the same bits.
+ *
+ * Legend: p sketch size, w chunk width, U units.
  */
 
+#include <stdatomic.h>
 #include <stdint.h>
 #include <string.h>
 
-#define LANES 16
+#define BLOCK 256  /* elements of a row that are added up in single precision at a time */
+#define AHEAD 8192 /* bytes from what is being read to what is fetched into the cache */
+#define LINE 64
+#define LANES 16 /* numbers that processors add at once, at most */
+
+enum { PIECE_TENSOR, PIECE_OFFSET, PIECE_POSITION, PIECE_RUNS, PIECE_RUN, PIECE_STRIDE, PIECE };
+enum { TASK_FIRST, TASK_LAST, TASK_UNIT, TASK_PARTIAL, TASK };
+enum { FLOAT, BFLOAT16, FLOAT16 };
+
+typedef struct {
+    int64_t num_tasks, num_units, p;
+    const int64_t *task;    /* [·, TASK] pieces [first, last) of a unit, and a row of `partial`, or −1: all of the unit */
+    const int64_t *piece;   /* [·, PIECE] of tensor t, from element `offset` on: runs as place.py has them */
+    const int64_t *width;   /* [U] w; 0 for a unit whose elements have buckets of their own, and no signs */
+    const int64_t *buckets; /* [U] buckets that are in use */
+    const uint32_t *signs;  /* [·, 2p] bit b of word (a, i) is the sign of index (32a + b)p + i */
+    float *partial;         /* [·, p] sketches of parts of units */
+    double *norm;           /* [tasks] */
+} Plan;
 
 static uint32_t mix(uint32_t x) {
     x ^= x >> 16;
@@ -18,91 +40,255 @@ static uint32_t mix(uint32_t x) {
     return x;
 }
 
-static inline float widen(uint16_t half) {
-    uint32_t bits = (uint32_t)half << 16; /* bfloat16 is the upper half of a float */
+static inline float as_float(uint32_t bits) {
     float value;
     memcpy(&value, &bits, sizeof value);
     return value;
 }
 
-/* Adds factor * s_k * x_k into acc_k for k < n and returns the sum of x_k^2, in single precision over at most p elements. */
-#define DEFINE_RUN(NAME, TYPE, READ)                                                   \
-    static double NAME(const TYPE *restrict x, const float *restrict signs, float factor,          \
-                       float *restrict acc, int64_t n) {                                \
-        float part[LANES] = {0};                                                       \
-        int64_t k = 0;                                                                 \
-        for (; k + LANES <= n; k += LANES)                                             \
-            for (int lane = 0; lane < LANES; lane++) {                                 \
-                float v = READ(x[k + lane]);                                           \
-                acc[k + lane] += v * (factor * signs[k + lane]);                       \
-                part[lane] += v * v;                                                   \
-            }                                                                          \
-        double total = 0;                                                              \
-        for (; k < n; k++) {                                                           \
-            float v = READ(x[k]);                                                      \
-            acc[k] += v * (factor * signs[k]);                                         \
-            total += (double)v * v;                                                    \
-        }                                                                              \
-        for (int lane = 0; lane < LANES; lane++) total += part[lane];                  \
-        return total;                                                                  \
-    }
-
-#define SAME(value) (value)
-DEFINE_RUN(run_float, float, SAME)
-DEFINE_RUN(run_bfloat16, uint16_t, widen)
-
-/* One tensor whose first element has index `position` in its unit. */
-static double tensor_pass(const void *data, int bfloat16, int64_t n, int64_t position, int64_t p, int64_t w,
-                          const float *signs, float *out) {
-    double norm = 0;
-    int64_t i = 0;
-    while (i < n) {
-        int64_t chunk = position / w, inside = position % w, bucket = position % p;
-        int64_t length = p - bucket;
-        if (length > n - i) length = n - i;
-        int64_t shift = mix((uint32_t)(chunk + 0x51ED270B)) % (uint32_t)(w / p) * p + chunk % p;
-        float factor = chunk && (mix((uint32_t)(chunk + 0x7F4A7C15)) & 1) ? -1.0f : 1.0f;
-        const float *s = signs + shift + inside;
-        norm += bfloat16 ? run_bfloat16((const uint16_t *)data + i, s, factor, out + bucket, length)
-                         : run_float((const float *)data + i, s, factor, out + bucket, length);
-        i += length;
-        position += length;
-    }
-    return norm;
+static inline uint32_t as_bits(float value) {
+    uint32_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    return bits;
 }
 
-/* A unit of at most p elements: each has a bucket of its own, and no sign. */
-static double tensor_copy(const void *data, int bfloat16, int64_t n, int64_t position, float *out) {
-    double norm = 0;
-    for (int64_t i = 0; i < n; i++) {
-        float v = bfloat16 ? widen(((const uint16_t *)data)[i]) : ((const float *)data)[i];
-        out[position + i] = v;
-        norm += (double)v * v;
-    }
-    return norm;
+static inline float from_float16(uint16_t half) {
+    const uint32_t rest = half & 0x7FFFu;
+    const uint32_t bits = (rest << 13) + 0x38000000u + (rest >= 0x7C00u ? 0x38000000u : 0); /* exponents, and their end */
+    const float size = rest < 0x400u ? (float)(int32_t)rest * 0x1p-24f : as_float(bits);
+    return half & 0x8000u ? -size : size;
 }
 
-/* Units [first, last). Per tensor t: address data[t] (0 for a missing one), kind[t] (1 for bfloat16), and place + 4t:
- * start, number of runs, elements a run, distance of runs, in the flat index of the unit; unit u has tensors
- * [begin[u], begin[u + 1]) and chunk width width[u], 0 for a unit that is copied.
- * Writes norms[t] and row u of the sketches, out + u * stride. */
-void thermoclaw_measure(int64_t first, int64_t last, const int64_t *begin, const int64_t *width, const int64_t *data,
-                        const int64_t *kind, const int64_t *place, int64_t p, const float *signs, float *out,
-                        int64_t stride, double *norms) {
-    for (int64_t u = first; u < last; u++) {
-        float *row = out + u * stride;
-        memset(row, 0, (size_t)p * sizeof *row);
-        for (int64_t t = begin[u]; t < begin[u + 1]; t++) {
-            const char *x = (const char *)(intptr_t)data[t];
-            const int64_t *at = place + 4 * t, run = at[2];
-            const int64_t step = run * (kind[t] ? 2 : 4);
-            norms[t] = 0;
-            for (int64_t r = 0; x != 0 && r < at[1]; r++, x += step) {
-                const int64_t position = at[0] + r * at[3];
-                norms[t] += width[u] == 0
-                                ? tensor_copy(x, (int)kind[t], run, position, row)
-                                : tensor_pass(x, (int)kind[t], run, position, p, width[u], signs, row);
-            }
+static int64_t bytes_of(int64_t kind) { return kind == FLOAT ? 4 : 2; }
+
+/* n elements in single precision: where they are, or widened into `room`. */
+static const float *read(const char *x, int64_t kind, int64_t n, float *room) {
+    const uint16_t *half = (const uint16_t *)x;
+    if (kind == FLOAT) return (const float *)x;
+    if (kind == BFLOAT16)
+        for (int64_t k = 0; k < n; k++) room[k] = as_float((uint32_t)half[k] << 16);
+    else
+        for (int64_t k = 0; k < n; k++) room[k] = from_float16(half[k]);
+    return room;
+}
+
+/* Ask for the cache lines of `size` bytes that lie AHEAD of x, as far as there are any. */
+static void fetch(const char *x, int64_t size, const char *end) {
+    const int64_t left = end - x - AHEAD;
+    for (int64_t at = 0; at < size && at < left; at += LINE) __builtin_prefetch(x + AHEAD + at);
+}
+
+/* A row of signs: one bit of each word. */
+typedef struct {
+    const uint32_t *word;
+    int bit;
+} Signs;
+
+static Signs signs_at(const Plan *plan, int64_t index) {
+    const int64_t row = index / plan->p;
+    const Signs found = {plan->signs + (row >> 5) * 2 * plan->p + index % plan->p, (int)(row & 31)};
+    return found;
+}
+
+#define TURN(x, word, left) as_float(as_bits(x) ^ ((word) << (left) & 0x80000000u))
+
+/* Adds factor * s_k * x_k to acc_k for k < n; returns the sum of x_k^2. What is left over when n is cut into LANES is
+ * squared in double precision: added one by one, it would cost digits. */
+static double add_one(const float *restrict x, Signs s, float factor, float *restrict acc, int64_t n) {
+    const uint32_t *restrict word = s.word;
+    const int64_t whole = n - n % LANES;
+    const int left = 31 - s.bit;
+    float norm = 0;
+#pragma omp simd reduction(+ : norm)
+    for (int64_t k = 0; k < whole; k++) {
+        norm += x[k] * x[k];
+        acc[k] += factor * TURN(x[k], word[k], left);
+    }
+    double total = norm;
+    for (int64_t k = whole; k < n; k++) {
+        total += (double)x[k] * x[k];
+        acc[k] += factor * TURN(x[k], word[k], left);
+    }
+    return total;
+}
+
+/* The same for two rows at once. */
+static double add_two(const float *restrict x, const float *restrict y, Signs s, Signs t, float factor,
+                      float *restrict acc, int64_t n) {
+    const uint32_t *word = s.word, *word2 = t.word;
+    const int64_t whole = n - n % LANES;
+    const int left = 31 - s.bit, left2 = 31 - t.bit;
+    float norm = 0, norm2 = 0;
+#pragma omp simd reduction(+ : norm, norm2)
+    for (int64_t k = 0; k < whole; k++) {
+        norm += x[k] * x[k];
+        norm2 += y[k] * y[k];
+        acc[k] += factor * (TURN(x[k], word[k], left) + TURN(y[k], word2[k], left2));
+    }
+    double total = (double)norm + norm2;
+    for (int64_t k = whole; k < n; k++) {
+        total += (double)x[k] * x[k] + (double)y[k] * y[k];
+        acc[k] += factor * (TURN(x[k], word[k], left) + TURN(y[k], word2[k], left2));
+    }
+    return total;
+}
+
+/* One row of n elements, or two of p, whose signs begin at `index`. */
+static double add_rows(const Plan *plan, const char *x, int64_t kind, int64_t rows, int64_t n, int64_t index,
+                       float factor, float *acc, const char *end) {
+    const int64_t size = bytes_of(kind);
+    const Signs s = signs_at(plan, index), t = rows == 2 ? signs_at(plan, index + n) : s;
+    float room[2][BLOCK];
+    double norm = 0;
+    for (int64_t at = 0; at < n; at += BLOCK) {
+        const int64_t count = n - at < BLOCK ? n - at : BLOCK;
+        const Signs here = {s.word + at, s.bit}, below = {t.word + at, t.bit};
+        fetch(x + rows * at * size, rows * count * size, end);
+        const float *first = read(x + at * size, kind, count, room[0]);
+        if (rows == 2) {
+            const float *second = read(x + (n + at) * size, kind, count, room[1]);
+            norm += add_two(first, second, here, below, factor, acc + at, count);
+        } else {
+            norm += add_one(first, here, factor, acc + at, count);
         }
+    }
+    return norm;
+}
+
+/* Elements that have buckets of their own, and no signs. */
+static double copy_run(const char *x, int64_t kind, int64_t n, float *row) {
+    float room[BLOCK];
+    double norm = 0;
+    for (int64_t at = 0; at < n; at += BLOCK) {
+        const int64_t count = n - at < BLOCK ? n - at : BLOCK;
+        const float *v = read(x + at * bytes_of(kind), kind, count, room);
+#pragma omp simd reduction(+ : norm)
+        for (int64_t k = 0; k < count; k++) {
+            row[at + k] = v[k];
+            norm += (double)v[k] * v[k];
+        }
+    }
+    return norm;
+}
+
+/* n elements in a row whose first has index `position` in its unit. */
+static double add_run(const Plan *plan, const char *x, int64_t kind, int64_t n, int64_t position, int64_t w, float *row) {
+    const int64_t p = plan->p, size = bytes_of(kind);
+    const char *end = x + n * size;
+    double norm = 0;
+    if (w == 0) return copy_run(x, kind, n, row + position);
+    while (n > 0) {
+        const int64_t chunk = position / w;
+        const uint32_t place = mix((uint32_t)(chunk + 0x51ED270B));
+        const int64_t shift = place % (uint32_t)(w / p) * p + chunk % p;
+        const float factor = chunk && (mix((uint32_t)(chunk + 0x7F4A7C15)) & 1) ? -1.0f : 1.0f;
+        int64_t inside = position % w, bucket = inside % p;
+        while (n > 0 && inside < w) {
+            const int64_t rows = bucket == 0 && n >= 2 * p && inside + 2 * p <= w ? 2 : 1;
+            const int64_t length = rows == 2 || p - bucket < n ? p - bucket : n;
+            norm += add_rows(plan, x, kind, rows, length, shift + inside, factor, row + bucket, end);
+            x += rows * length * size;
+            n -= rows * length;
+            inside += rows * length;
+            position += rows * length;
+            bucket = 0;
+        }
+    }
+    return norm;
+}
+
+/* Sketches tensors into out + u * stride for each unit u, and sums up their squares. Any number of threads may call this
+ * together, with one `next` that began at 0; when all are back, thermoclaw_finish comes.
+ * data[t], kind[t]: address of tensor t, 0 if it is missing, and what it is made of. */
+void thermoclaw_measure(const Plan *plan, const int64_t *data, const int64_t *kind, float *out, int64_t stride,
+                        _Atomic int64_t *next) {
+    for (;;) {
+        const int64_t number = atomic_fetch_add(next, 1);
+        if (number >= plan->num_tasks) return;
+        const int64_t *task = plan->task + TASK * number, unit = task[TASK_UNIT];
+        float *row = task[TASK_PARTIAL] < 0 ? out + unit * stride : plan->partial + task[TASK_PARTIAL] * plan->p;
+        double norm = 0;
+        memset(row, 0, (size_t)plan->p * sizeof *row);
+        for (int64_t i = task[TASK_FIRST]; i < task[TASK_LAST]; i++) {
+            const int64_t *piece = plan->piece + PIECE * i, tensor = piece[PIECE_TENSOR];
+            if (data[tensor] == 0) continue;
+            const int64_t run = piece[PIECE_RUN], size = bytes_of(kind[tensor]);
+            const char *x = (const char *)(intptr_t)data[tensor] + piece[PIECE_OFFSET] * size;
+            for (int64_t r = 0; r < piece[PIECE_RUNS]; r++)
+                norm += add_run(plan, x + r * run * size, kind[tensor], run,
+                                piece[PIECE_POSITION] + r * piece[PIECE_STRIDE], plan->width[unit], row);
+        }
+        plan->norm[number] = norm;
+    }
+}
+
+/* Adds up the parts of units, in order. Writes norm[u]. */
+void thermoclaw_finish(const Plan *plan, float *out, int64_t stride, double *norm) {
+    memset(norm, 0, (size_t)plan->num_units * sizeof *norm);
+    int64_t last = -1;
+    for (int64_t number = 0; number < plan->num_tasks; number++) {
+        const int64_t *task = plan->task + TASK * number, unit = task[TASK_UNIT];
+        norm[unit] += plan->norm[number];
+        if (task[TASK_PARTIAL] >= 0) {
+            const float *part = plan->partial + task[TASK_PARTIAL] * plan->p;
+            float *row = out + unit * stride;
+            if (unit != last) memset(row, 0, (size_t)plan->p * sizeof *row);
+            for (int64_t k = 0; k < plan->p; k++) row[k] += part[k];
+        }
+        last = unit;
+    }
+}
+
+/* Places in a unit's memory [slots, p]: gradients now and up to three steps before, steps now and before, parameters now,
+ * before and at the start. */
+enum { G, G1, G2, G3, D, D1, NOW, BEFORE, START, SLOTS };
+/* The columns of a row, in the order of columns.py. */
+enum { G_G, P_P, GS_GS, G_G1, G_G2, G_G3, G_D, G_D1, G_P, PS_PS, D_D, D_P, F_F, LR, SKIPPED, COLUMNS };
+
+/* Forms the step now − before of each unit and writes row u of `out` [U, COLUMNS]. */
+void thermoclaw_products(const Plan *plan, float *state, const int64_t *slot, const double *g_g, const double *p_p,
+                         double *out) {
+    for (int64_t u = 0; u < plan->num_units; u++) {
+        float *memory = state + u * SLOTS * plan->p;
+        double *row = out + u * COLUMNS;
+        memset(row, 0, COLUMNS * sizeof *row);
+        for (int64_t at = 0; at < plan->buckets[u]; at += BLOCK) {
+            const int64_t n = plan->buckets[u] - at < BLOCK ? plan->buckets[u] - at : BLOCK;
+#define SLOT(name) (memory + slot[name] * plan->p + at)
+            const float *g = SLOT(G), *g1 = SLOT(G1), *g2 = SLOT(G2), *g3 = SLOT(G3), *d1 = SLOT(D1);
+            const float *now = SLOT(NOW), *before = SLOT(BEFORE), *start = SLOT(START);
+            float *restrict d = SLOT(D);
+            float gg = 0, gg1 = 0, gg2 = 0, gg3 = 0, gd = 0, gd1 = 0, gp = 0, pp = 0, dd = 0, dp = 0, ff = 0;
+#pragma omp simd reduction(+ : gg, gg1, gg2, gg3, gd, gd1, gp, pp, dd, dp, ff)
+            for (int64_t k = 0; k < n; k++) {
+                const float step = now[k] - before[k], drift = now[k] - start[k];
+                d[k] = step;
+                gg += g[k] * g[k];
+                gg1 += g[k] * g1[k];
+                gg2 += g[k] * g2[k];
+                gg3 += g[k] * g3[k];
+                gd += g[k] * step;
+                gd1 += g[k] * d1[k];
+                gp += g[k] * before[k];
+                pp += before[k] * before[k];
+                dd += step * step;
+                dp += step * before[k];
+                ff += drift * drift;
+            }
+            row[GS_GS] += gg;
+            row[G_G1] += gg1;
+            row[G_G2] += gg2;
+            row[G_G3] += gg3;
+            row[G_D] += gd;
+            row[G_D1] += gd1;
+            row[G_P] += gp;
+            row[PS_PS] += pp;
+            row[D_D] += dd;
+            row[D_P] += dp;
+            row[F_F] += ff;
+        }
+        row[G_G] = g_g[u];
+        row[P_P] = p_p[u];
+        row[LR] = as_float(0x7FC00000u); /* not a number: no learning rate on a device */
     }
 }

@@ -96,15 +96,21 @@ class Sketcher:
         self._widest = max(
             (rows * size for rows, n in zip(self._rows, self._totals, strict=True) if n > size), default=0
         )
-        self._signs = sign_table(2 * self._widest, device=device, dtype=dtype)
+        self._signs: Tensor | None = None
         self._acc: Tensor | None = None
         self._lookup: dict[int, tuple[Tensor, Tensor]] = {}  # shifts and factors of units with sparse gradients
         self._plans: dict[int, list[list[_Piece]]] = {}
 
     @property
     def signs(self) -> Tensor:
-        """The sign table."""
+        """The sign table, made when it is first asked for."""
+        if self._signs is None:
+            self._signs = sign_table(2 * self._widest, device=self._device, dtype=self._dtype)
         return self._signs
+
+    def total(self, unit: int) -> int:
+        """Elements of a whole unit."""
+        return self._totals[unit]
 
     def width(self, unit: int) -> int:
         """Chunk width of a unit; 0 where its elements have buckets of their own."""
@@ -156,7 +162,7 @@ class Sketcher:
             laid = spread(x, place)
             for start, stop, inside, sign_at, factor in pieces:
                 into = acc[inside : inside + stop - start]
-                signs = self._signs[sign_at : sign_at + stop - start]
+                signs = self.signs[sign_at : sign_at + stop - start]
                 if fresh:
                     torch.mul(laid[start:stop], signs, out=into)
                     fresh = False
@@ -184,5 +190,5 @@ class Sketcher:
                 self._lookup[unit] = shifts, factors
             shifts, factors = self._lookup[unit]
             chunk = torch.div(position, width, rounding_mode="floor")
-            values = values * self._signs[shifts[chunk] + position % width] * factors[chunk]
+            values = values * self.signs[shifts[chunk] + position % width] * factors[chunk]
         out.index_add_(0, position % self.size, values)

@@ -1,7 +1,7 @@
 """The sketching backend: exact norms, and every other product from sketches of p numbers a unit.
 
-This is the reference on any device, made of torch operations; on the CPU the compiled pass of `native` takes the
-sketches and norms where it can.
+This is the reference on any device, made of torch operations; on the CPU the compiled kernel of `native` does the same
+where it can.
 
 Legend: U units, K raw columns, p sketch size.
 """
@@ -35,9 +35,12 @@ class SketchBackend(UnitReader):
         self._state = torch.full((len(units), self._SLOTS, size), float("nan"), device=self.device, dtype=self.dtype)
         self._now = 0
         self._native = NativePass(self._sketcher) if self.device.type == "cpu" else None
+        self._params = [p for unit in units for p in unit.params]
+        self._is_whole = all(unit.mesh is None for unit in units)
+        self._is_plain = False  # parameters were read where they are, not through flat views
         self.peers = Peers(units, device=self.device, dtype=self.dtype, per_unit=2 * (size + 1))
         self._g_g = torch.zeros(len(units), device=self.device, dtype=self.wide)
-        self._p_p = self._measure(self.parameters(), self._P)
+        self._p_p = self._measure_parameters(self._P)
         self.peers.add_up(self._state[:, self._P], self._p_p)
         self._state[:, self._P + 1] = self._state[:, self._P]
         self._state[:, self._ORIGIN] = self._state[:, self._P]
@@ -48,18 +51,37 @@ class SketchBackend(UnitReader):
 
     def num_bytes(self) -> int:
         """Bytes held between steps."""
-        return self._state.numel() * self._state.element_size() + self._sketcher.num_bytes
+        held = self._state.numel() * self._state.element_size() + self._sketcher.num_bytes
+        return held + (self._native.num_bytes() if self._native is not None else 0)
 
     def forget(self) -> None:
         """See `Backend`."""
         self._state[:, : self._ORIGIN].fill_(float("nan"))
 
+    def _measure_gradients(self, slot: int) -> Tensor:
+        """Sketch the gradients of all units into a slot of the state and return their squared norms [U]."""
+        if self._native is not None and self._is_plain:
+            norms = self._native([p.grad for p in self._params], self._state[:, slot])
+            if norms is not None:
+                return norms
+        return self._measure(self.gradients(), slot)
+
+    def _measure_parameters(self, slot: int) -> Tensor:
+        """The same for the parameters."""
+        self._is_plain = False
+        if self._native is not None and self._is_whole:
+            norms = self._native(self._params, self._state[:, slot])
+            if norms is not None:
+                self._is_plain = True
+                return norms
+        return self._measure(self.parameters(), slot)
+
     def _measure(self, tensors: list[list[Tensor | None]], slot: int) -> Tensor:
-        """Sketch all units into a slot of the state and return their squared norms [U]."""
+        """The same for flat tensors."""
         if self._native is not None:
             norms = self._native([x for row in tensors for x in row], self._state[:, slot])
             if norms is not None:
-                return self._per_unit(norms.to(self.wide), self._owner)
+                return norms
         for u, row in enumerate(tensors):
             out = self._state[u, slot]
             self._sketcher.sketch(u, [None if x is None or x.is_sparse else x for x in row], out)
@@ -75,7 +97,7 @@ class SketchBackend(UnitReader):
         """See `Backend`."""
         slot = self._slot(self._G, NUM_GRADIENTS)
         before = (self._state[:, slot].clone(), self._g_g.clone()) if more else None
-        self._g_g = self._measure(self.gradients(), slot)
+        self._g_g = self._measure_gradients(slot)
         if scale is not None:
             inverse = scale.reshape(()).to(self.device).reciprocal()
             self._state[:, slot].mul_(inverse.to(self.dtype))
@@ -89,38 +111,49 @@ class SketchBackend(UnitReader):
         state = self._state
         new, delta = self._slot(self._G, NUM_GRADIENTS), self._slot(self._D, NUM_STEPS)
         now, before = self._slot(self._P, NUM_PARAMETERS), self._slot(self._P, NUM_PARAMETERS, 1)
-        # the slot of θ two steps ago takes θ now; Δ is formed from the two
-        self._p_p = self._measure(self.parameters(), now)
+        # the slot of θ two steps ago takes θ now
+        self._p_p = self._measure_parameters(now)
         if self.peers:
             self.peers.exchange(state[:, new], state[:, now], self._g_g, self._p_p)
-        torch.sub(state[:, now], state[:, before], out=state[:, delta])
-        with_grad = torch.matmul(state, state[:, new].unsqueeze(-1)).squeeze(-1).to(self.wide)
-        drift = state[:, now] - state[:, self._ORIGIN]
-        step = state[:, delta]
-
-        out[:, RAW["g_g"]] = self._g_g
-        out[:, RAW["p_p"]] = self._p_p
-        for name, slot in (
-            ("gs_gs", new),
-            ("g_g1", self._slot(self._G, NUM_GRADIENTS, 1)),
-            ("g_g2", self._slot(self._G, NUM_GRADIENTS, 2)),
-            ("g_g3", self._slot(self._G, NUM_GRADIENTS, 3)),
-            ("g_d", delta),
-            ("g_d1", self._slot(self._D, NUM_STEPS, 1)),
-            ("g_p", before),
-        ):
-            out[:, RAW[name]] = with_grad[:, slot]
-        out[:, RAW["d_d"]] = (step * step).sum(1).to(self.wide)
-        old = state[:, before]
-        out[:, RAW["d_p"]] = (step * old).sum(1).to(self.wide)
-        out[:, RAW["ps_ps"]] = (old * old).sum(1).to(self.wide)
-        out[:, RAW["f_f"]] = (drift * drift).sum(1).to(self.wide)
-        self._write_lrs(out, lrs, skipped)
+        slots = (
+            *(self._slot(self._G, NUM_GRADIENTS, lag) for lag in range(NUM_GRADIENTS)),
+            *(delta, self._slot(self._D, NUM_STEPS, 1), now, before, self._ORIGIN),
+        )
+        written = self._native is not None and self._native.products(state, slots, self._g_g, self._p_p, out)
+        if not written:
+            self._write_products(slots, out)
+        if not written or lrs or skipped is not None:
+            self._write_lrs(out, lrs, skipped)
         if skipped is not None:  # products with a refused gradient are undefined, not wrong
             refused = skipped.reshape(()).to(self.device) > 0
             for slot in (new, delta):
                 state[:, slot].masked_fill_(refused, float("nan"))
         self._now += 1
+
+    def _write_products(self, slots: tuple[int, ...], out: Tensor) -> None:
+        """Form Δ and write the raw row; `slots` as for `NativePass.products`."""
+        state = self._state
+        new, new1, new2, new3, delta, delta1, now, before, origin = slots
+        torch.sub(state[:, now], state[:, before], out=state[:, delta])
+        with_grad = torch.matmul(state, state[:, new].unsqueeze(-1)).squeeze(-1).to(self.wide)
+        drift = state[:, now] - state[:, origin]
+        step, old = state[:, delta], state[:, before]
+        out[:, RAW["g_g"]] = self._g_g
+        out[:, RAW["p_p"]] = self._p_p
+        for name, slot in (
+            ("gs_gs", new),
+            ("g_g1", new1),
+            ("g_g2", new2),
+            ("g_g3", new3),
+            ("g_d", delta),
+            ("g_d1", delta1),
+            ("g_p", before),
+        ):
+            out[:, RAW[name]] = with_grad[:, slot]
+        out[:, RAW["d_d"]] = (step * step).sum(1).to(self.wide)
+        out[:, RAW["d_p"]] = (step * old).sum(1).to(self.wide)
+        out[:, RAW["ps_ps"]] = (old * old).sum(1).to(self.wide)
+        out[:, RAW["f_f"]] = (drift * drift).sum(1).to(self.wide)
 
     def adopt(self, other: Backend) -> None:
         """See `Backend`."""
