@@ -245,10 +245,10 @@ def test_accumulated_micro_batches_are_one_row_with_the_gradient_of_the_whole() 
         for _ in range(7):
             x, y = torch.randn(24, 6, dtype=torch.float64), torch.randint(4, (24,))
             optimizer.zero_grad()
-            for a, b in zip(x.chunk(parts), y.chunk(parts), strict=True):
+            for i, (a, b) in enumerate(zip(x.chunk(parts), y.chunk(parts), strict=True), start=1):
                 loss = functional.cross_entropy(model(a), b)
                 (loss / parts).backward()
-                if b is y.chunk(parts)[-1] or b.data_ptr() == y.chunk(parts)[-1].data_ptr():
+                if i == parts:
                     optimizer.step()
                 observer.step(loss=loss)
         return observer
