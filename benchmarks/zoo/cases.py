@@ -74,7 +74,9 @@ class Case:
         if fault is None:
             return recipe, 0
         random = np.random.default_rng(zlib.crc32(self.name.encode()))
-        first = int(recipe.steps * random.uniform(*ONSETS[fault.begins]))
+        fades = recipe.schedule(sum(ONSETS["late"]) / 2) < 0.5  # then a late fault would hurt nobody
+        part = "middle" if fault.begins == "late" and fades else fault.begins
+        first = int(recipe.steps * random.uniform(*ONSETS[part]))
         return fault.change(recipe, first, random), first
 
 

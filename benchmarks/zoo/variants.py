@@ -207,7 +207,7 @@ VARIANTS: dict[str, Variant] = {
         Variant("autocast", lambda program, recipe: recipe.but(autocast=True)),
         Variant("averaged", _averaged),
         Variant("layer_rates", _layer_rates),
-        Variant("easy_first", _easy_first),
+        Variant("easy_first", _easy_first, frozenset({"features"})),
         Variant("annealed_noise", _annealed_noise),
         Variant("edge", _edge),
         Variant("low_rate", _low_rate),

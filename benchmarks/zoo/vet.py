@@ -31,6 +31,8 @@ def verdict(name: str, outcomes: Outcomes) -> tuple[bool, str]:
     control = outcomes.get(told["control"])
     if control is None:
         return False, "its control was not run"
+    if any(told["initial"][part] is None for part in PARTS):
+        return False, "its loss is not finite before the first step, where no cause can be told"
     is_sound, why = _learns(control)
     if not is_sound:
         return False, f"its control does not count: {why}"

@@ -41,7 +41,7 @@ class Fault:
         return self.codes[0]
 
 
-ONSETS = {"start": (0.0, 0.0), "early": (0.05, 0.15), "middle": (0.33, 0.6), "late": (0.7, 0.85)}
+ONSETS = {"start": (0.0, 0.0), "early": (0.05, 0.15), "middle": (0.33, 0.6), "late": (0.75, 0.88)}
 ADAM = ("adam", "adamw")
 SGD = ("sgd", "nesterov")
 

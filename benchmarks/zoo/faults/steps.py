@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
-
 from benchmarks.zoo.faults.fault import ADAM, SGD, Fault, between, needs
 from benchmarks.zoo.recipe import Recipe, constant
 
@@ -84,32 +82,41 @@ def clip_too_tight(recipe: Recipe, first: int, random: Any) -> Recipe:
 
 
 def slow_second_moment(recipe: Recipe, first: int, random: Any) -> Recipe:
-    """β₂ near one, and gradients that rise a hundredfold: the loss is summed from some step on, not averaged."""
-    factor = between(random, 100, 1000)
+    """Adam carries on the state of a long run at β₂ = 0.9999, and later the loss is summed instead of averaged."""
+    factor, beta2, settled = between(random, 100, 1000), 0.9999, 20
 
-    def act(run: Any) -> None:
+    def resume(run: Any) -> None:
+        if run.step == settled:
+            for state in run.optimizer.state.values():
+                square = state["exp_avg_sq"] / (1.0 - beta2**settled)
+                state["exp_avg_sq"].copy_(square.clamp_min(float(square.mean())))
+                state["step"].fill_(1e5)
+
+    def rise(run: Any) -> None:
         if run.step >= first:
             run.reported, run.loss = run.loss, run.loss * factor
 
-    return recipe.tuned(beta2=0.9999).hooked("loss", act)
+    return recipe.tuned(beta2=beta2).hooked("step", resume).hooked("loss", rise)
 
 
 def hot_layer(recipe: Recipe, first: int, random: Any) -> Recipe:
-    """One layer in the middle steps hundreds of times as far as the others."""
-    factor = between(random, 300, 1000)
+    """The last matrix steps hundreds of times as far as the others."""
+    return _rates_apart(recipe, slice(-1, None), between(random, 300, 1000))
 
+
+def cold_layers(recipe: Recipe, first: int, random: Any) -> Recipe:
+    """Every second matrix has a rate thousands of times lower than the others."""
+    return _rates_apart(recipe, slice(0, None, 2), between(random, 1e-5, 1e-4))
+
+
+def _rates_apart(recipe: Recipe, where: slice, factor: float) -> Recipe:
     def act(run: Any) -> None:
-        chosen = _middle_matrix(run.model)
         (group,) = run.groups
-        rest = [p for p in group["params"] if p is not chosen]
-        run.groups = [{"params": rest}, {"params": [chosen], "lr": recipe.optimizer.lr * factor}]
+        chosen = [p for p in group["params"] if p.dim() > 1][where]
+        others = [p for p in group["params"] if all(p is not q for q in chosen)]
+        run.groups = [{"params": others}, {"params": chosen, "lr": recipe.optimizer.lr * factor}]
 
     return recipe.hooked("parameters", act)
-
-
-def _middle_matrix(model: nn.Module) -> nn.Parameter:
-    matrices = [p for p in model.parameters() if p.dim() > 1 and p.requires_grad]
-    return matrices[len(matrices) // 2]
 
 
 def inverted_decay(recipe: Recipe, first: int, random: Any) -> Recipe:
@@ -150,4 +157,5 @@ FAULTS = (
         why="the lag is the answer to a gradient that jumped, which is just as true",
     ),
     Fault("hot_layer", ("layer_lr_mismatch",), hot_layer),
+    Fault("cold_layers", ("layer_lr_mismatch",), cold_layers),
 )

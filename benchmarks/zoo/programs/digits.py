@@ -71,6 +71,7 @@ class VAE(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         mean, log_var = self.encoder(x).chunk(2, dim=-1)
+        log_var = log_var.clamp(-8.0, 8.0)
         latent = mean + torch.randn_like(mean) * (0.5 * log_var).exp()
         return self.decoder(latent), mean, log_var
 

@@ -61,8 +61,8 @@ def make_regressor(*, depth: int = 3, activation: type[nn.Module] = nn.Tanh, dro
 
 
 def regression(seed: int) -> Recipe:
-    spec = OptimizerSpec("sgd", 0.01, weight_decay=1e-3)
-    return Recipe("regression", seed, 400, 16, diabetes(), make_regressor, squared_error, spec, learns=0.7)
+    spec = OptimizerSpec("sgd", 0.01, weight_decay=5e-3)
+    return Recipe("regression", seed, 300, 16, diabetes(), make_regressor, squared_error, spec, learns=0.7)
 
 
 PROGRAMS = (
