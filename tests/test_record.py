@@ -6,7 +6,11 @@ import csv
 import json
 import os
 import pickle
+import random
+import signal
+import time
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +142,59 @@ def test_atomic_file_shows_nothing_before_it_is_whole(tmp_path: Path) -> None:
         assert not target.exists()
         handle.write(" and half")
     assert target.read_text(encoding="utf-8") == "half and half"
+
+
+# -- killed while writing ---------------------------------------------------------------------------------------------
+
+needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+WRITE: dict[str, Callable[[Record, Path], object]] = {
+    "run.npz": Record.save,
+    "run.csv": Record.to_csv,
+    "split.csv": Record.split_to_csv,
+}
+
+
+def in_a_child(work: Callable[[], object]) -> int:
+    """Start a child that does some work, again and again; returns its number."""
+    child = os.fork()
+    if child == 0:
+        try:
+            while True:
+                work()
+        finally:
+            os._exit(1)
+    return child
+
+
+@needs_fork
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+@pytest.mark.parametrize("name", WRITE)
+def test_a_file_is_whole_whenever_its_writer_is_killed(name: str, record: Record, tmp_path: Path) -> None:
+    """kill -9 at forty moments: what lies under the name is one of the two versions, to the last byte."""
+    whole, half = tmp_path / "whole", tmp_path / "half"
+    versions = [(WRITE[name], record, whole), (WRITE[name], record.rows(stop=21), half)]
+    for write, version, folder in versions:
+        write(version, folder / name)
+    texts = [(folder / name).read_bytes() for folder in (whole, half)]
+    target = tmp_path / "run" / name
+    WRITE[name](record, target)
+    moments = random.Random(3)
+    left_over = 0
+    for _ in range(40):
+        child = in_a_child(lambda: [write(version, target) for write, version, _ in versions])
+        time.sleep(moments.uniform(0.0, 0.02))
+        os.kill(child, signal.SIGKILL)
+        assert os.WIFSIGNALED(os.waitpid(child, 0)[1]), "the child stopped by itself"
+        assert target.read_bytes() in texts
+        if name.endswith("npz"):
+            loaded = Record.load(target.parent)  # by its folder: what a killed writer left there is no record
+            assert len(loaded) in (20, 40)
+        parts = [path for path in target.parent.iterdir() if path != target]
+        assert all(path.name.startswith(f".{name}.") and path.suffix == ".part" for path in parts)
+        left_over += len(parts)
+        for path in parts:
+            path.unlink()
+    assert left_over, "no kill fell into a write: nothing was tested"
 
 
 # -- files that are no records ----------------------------------------------------------------------------------------
