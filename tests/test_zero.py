@@ -53,6 +53,7 @@ def check_run(by_rank: list[dict[str, Any]], want: dict[str, Any], *, rtol: floa
         assert answer["num_steps"] == programs.NUM_STEPS, "a row a step of all groups; none where a step was refused"
         for name in QUANTITIES:
             assert_bitwise(answer[name], by_rank[0][name])
+        assert_bitwise(answer["has_grad"], want["has_grad"])
 
 
 # -- the stand-in -----------------------------------------------------------------------------------------------------
@@ -96,13 +97,15 @@ def test_training_is_bitwise_the_same() -> None:
 @gloo
 @pytest.mark.slow
 def test_measuring_that_fails_on_one_process_stops_on_all_and_training_goes_on() -> None:
-    stages = [("read_gradients", 0), ("read_gradients", 1), ("read_parameters", 0)]
-    calls = [(programs.law_1, "stand-in", {"dtype": F32}), *((programs.one_fails, *stage) for stage in stages)]
-    for (plain, _), *failures in results(launch(several, 2, calls)):
-        for failed in failures:
-            assert failed["failed"], "the others must hear of it"
+    stages = [("read_gradients", 0, {}), ("read_gradients", 1, {}), ("read_parameters", 0, {})]
+    spaced = ("read_gradients", 1, {"every": 8})  # steps must be counted on, to know which the others measure
+    calls = [(programs.one_fails, *stage) for stage in (*stages, spaced)]
+    answers = results(launch(several, 2, [(programs.law_1, "stand-in", {"dtype": F32}), *calls]))
+    for (plain, _), *failures in answers:
+        for failed, (_, _, settings) in zip(failures, (*stages, spaced), strict=True):
             assert_bitwise(failed["params"], plain)
-            assert failed["steps"] == [1, 2, 3, 4, 5], "what was measured before stays"
+            assert failed["steps"] == ([1] if settings else [1, 2, 3, 4, 5]), "what was measured before stays"
+        assert all(failed["failed"] for failed in failures[:-1]), "the others must hear of it"
 
 
 @gloo

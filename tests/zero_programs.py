@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from tests import sharded_programs as programs
 from thermoclaw import EntropySplit, Observer, preflight
+from thermoclaw.record import Record
 
 CLIP = 1.1  # some gradients of these runs are longer, some shorter
 MICRO_BATCHES = 2
@@ -30,9 +31,10 @@ def batches(dtype: torch.dtype) -> list[tuple[Tensor, Tensor]]:
 
 
 def make_optimizer(model: nn.Module) -> Any:
-    """Two groups with other rates and decays, so that nothing can be taken for the other's."""
+    """Two groups with other rates and decays, neither to be taken for the other; some layers lack the last."""
     optimizer = programs.make_optimizer(model)
-    optimizer.param_groups[1].update(lr=1e-3, weight_decay=0.02)
+    optimizer.param_groups.reverse()
+    optimizer.param_groups[0].update(lr=1e-3, weight_decay=0.02)
     return optimizer
 
 
@@ -62,7 +64,11 @@ def plain(dtype: torch.dtype, **settings: Any) -> dict[str, Any]:
             observer.step(loss=loss)
         cool(optimizer)
     assert 5 < clipped < NUM_STEPS, f"{clipped} steps were clipped: not what is to be tested"
-    return programs.columns(observer.record())
+    return columns(observer.record())
+
+
+def columns(record: Record) -> dict[str, Any]:
+    return {**programs.columns(record), "has_grad": record["has_grad"]}
 
 
 # -- a stand-in for DeepSpeed -----------------------------------------------------------------------------------------
@@ -213,7 +219,7 @@ def watched_run(rank: int, world: int, maker: str, given: dict[str, Any], settin
         dist.all_reduce = original
     record = observer.record()
     return {
-        **programs.columns(record),
+        **columns(record),
         "loss": record.loss,
         "sent": sent,
         "held": [[(f.numel(), f.count) for f in fragments] for fragments in meter._partition.fragments],
@@ -253,10 +259,10 @@ def law_1(rank: int, world: int, maker: str, given: dict[str, Any]) -> tuple[lis
     return found[0], found[1]
 
 
-def one_fails(rank: int, world: int, stage: str, at: int) -> dict[str, Any]:
+def one_fails(rank: int, world: int, stage: str, at: int, settings: dict[str, Any]) -> dict[str, Any]:
     """Measuring fails on the last process at step 6, in the call number `at` of that step; training goes on."""
     engine = stand_in(rank, world, dtype=torch.float32)
-    observer = Observer(engine.model, engine.optimizer)
+    observer = Observer(engine.model, engine.optimizer, **settings)
     (part,) = observer._attachment.meter._parts
     original = getattr(part.backend, stage)
 
