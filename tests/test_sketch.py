@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from tests.conftest import assert_bitwise, mlp, seed_everything
 from thermoclaw import Observer
 from thermoclaw.measure.sketch import SIZES, Sketcher, chunk_sign, sign_table
 from thermoclaw.measure.sums import flat, flat_index, squared_norms
+from thermoclaw.record import Record
 
 P = 1021
 CPU = torch.device("cpu")
@@ -348,3 +350,46 @@ def test_held_memory_is_kilobytes_a_layer() -> None:
     (part,) = observer._attachment.meter._parts
     assert part.backend.num_bytes() < 3 * 40_000 + 2_500_000
     assert Sketcher([[P]], size=P, device=CPU, dtype=torch.float32).num_bytes == 0
+
+
+# -- what sketches cannot resolve -------------------------------------------------------------------------------------
+
+
+def tiny_steps(ratio: float, *, dtype: torch.dtype = torch.float32, **settings: Any) -> Record:
+    """SGD on a large layer and on a small one whose steps are this small beside the parameters."""
+    seed_everything(0)
+    model = nn.ModuleList([nn.Linear(400, 300, bias=False), nn.Linear(20, 20, bias=False)]).to(dtype)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    observer = Observer(model, optimizer, strict=True, **settings)
+    for _ in range(6):
+        for p in model.parameters():
+            p.grad = torch.randn_like(p) * ratio * p.detach().norm() / p.numel() ** 0.5
+        optimizer.step()
+        observer.step()
+    return observer.record()
+
+
+def test_a_step_that_sketches_cannot_resolve_is_undefined_not_wrong() -> None:
+    record = tiny_steps(3e-7)
+    for name in ("alignment", "overshoot"):
+        assert np.isnan(record[name][2:, 0]).all(), "a difference of sketches in single precision is noise here"
+        assert np.isfinite(record[name][2:, 1]).all(), "a layer that fits is exact"
+    assert np.isfinite(record["coherence"][2:]).all()
+    assert np.isfinite(record["update_sq"][1:]).all()
+
+
+@pytest.mark.parametrize("settings", [{"mode": "exact"}, {"dtype": torch.float64}])
+def test_what_is_exact_resolves_any_step(settings: dict[str, Any]) -> None:
+    record = tiny_steps(3e-7, **settings)
+    np.testing.assert_allclose(record["alignment"][1:], 1.0, atol=0.05)
+
+
+def test_steps_above_the_resolution_are_resolved() -> None:
+    record = tiny_steps(3e-6)
+    np.testing.assert_allclose(record["alignment"][1:], 1.0, atol=0.02)
+    assert np.isfinite(record["overshoot"][2:]).all()
+
+
+def test_no_step_at_all_is_resolved() -> None:
+    record = tiny_steps(0.0)
+    assert (record["update_sq"] == 0).all()

@@ -22,6 +22,9 @@ SMOOTHING = 0.95
 HORIZON = round((1 + SMOOTHING) / (1 - SMOOTHING))
 """Effective number of steps in such a mean: 39."""
 
+RESOLUTION = 1e-6
+"""‖Δ‖/‖θ⁻‖ below which single-precision sketches no longer tell Δ from rounding."""
+
 BASELINE_STEPS = 200
 BASELINE_EVERY = 4
 
@@ -136,13 +139,36 @@ class Derivation:
         self._started = started
         self._before_sq: Array | None = None  # ‖θ⁻‖² of the units before the next row
         self._carried: Array | None = None  # length of the decay in SGD's momentum, by unit
-        self._lag = {"grad_sq": _Lagged(3), "grad_sketch": _Lagged(3), "g_g2": _Lagged(1), "param_sq": _Lagged(1)}
+        self._lag = {
+            "grad_sq": _Lagged(3),
+            "grad_sketch": _Lagged(3),
+            "g_g2": _Lagged(1),
+            "param_sq": _Lagged(1),
+            "lost": _Lagged(1),
+        }
         self._smoother: _Smoother | None = None
         self._sums: LayerSums | None = None
         self._unit_size = np.ones(0)
+        self._resolution_sq = np.zeros(0)
 
-    def bind(self, unit_layer: Sequence[int], unit_size: Sequence[int], num_layers: int) -> None:
-        """Set the units that the next rows are made of; layers may only be added."""
+    def bind(
+        self,
+        unit_layer: Sequence[int],
+        unit_size: Sequence[int],
+        num_layers: int,
+        *,
+        is_estimated: Sequence[bool] | None = None,
+    ) -> None:
+        """Set the units that the next rows are made of; layers may only be added.
+
+        Args:
+            unit_layer: the layer of each unit.
+            unit_size: its number of elements.
+            num_layers: L.
+            is_estimated: units whose Δ is a difference of single-precision sketches, and is lost when it is too small.
+        """
+        resolution = RESOLUTION**2 * np.ones(len(unit_layer))
+        self._resolution_sq = np.where(is_estimated, resolution, 0.0) if is_estimated is not None else 0.0 * resolution
         self._sums = LayerSums(unit_layer, num_layers)
         if self._carried is not None and len(self._carried) != len(unit_layer):
             self._carried, self._started = None, True  # which unit carried what is not known any more
@@ -171,11 +197,21 @@ class Derivation:
         assert self._sums is not None
         assert self._smoother is not None
         with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
-            now = self._instant({name: raw[:, :, i] for name, i in self._columns.items()}, hyper)
+            columns = {name: raw[:, :, i] for name, i in self._columns.items()}
+            now = self._instant(self._without_the_lost(columns), hyper)
             smooth = self._smooth(now)
             now.update(smooth)
             now.update(self._split(now))
         return np.stack([now[name] for name in LAYER_COLUMNS], axis=-1)
+
+    def _without_the_lost(self, raw: dict[str, Array]) -> dict[str, Array]:
+        """Products with steps that sketches cannot resolve become undefined; ‖Δ‖² stays, as an upper estimate."""
+        lost = (raw["d_d"] > 0) & (raw["d_d"] < self._resolution_sq * raw["ps_ps"])
+        earlier = self._lag["lost"].extend(lost.astype(float))[:-1] > 0
+        if lost.any() or earlier.any():
+            raw = {**raw, **{name: np.where(lost, np.nan, raw[name]) for name in ("g_d", "d_p")}}
+            raw["g_d1"] = np.where(earlier, np.nan, raw["g_d1"])
+        return raw
 
     def _instant(self, raw: Mapping[str, Array], hyper: HyperRows) -> dict[str, Array]:
         """Quantities that need no memory beyond a few rows."""

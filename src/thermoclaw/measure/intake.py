@@ -50,19 +50,27 @@ class Intake:
         history_bytes: size of the history; None for `history_budget`.
         baseline_steps: window of the running median behind `r`.
         started: the optimizer made steps before the first row.
-        exact: keep double precision.
+        estimated_above: elements from which on a unit is measured by sketches in single precision; None where
+            everything is measured in double precision, which is then kept.
     """
 
     def __init__(
-        self, layout: Layout, *, history_bytes: int | None, baseline_steps: int, started: bool, exact: bool
+        self,
+        layout: Layout,
+        *,
+        history_bytes: int | None,
+        baseline_steps: int,
+        started: bool,
+        estimated_above: int | None,
     ) -> None:
+        self._estimated_above = estimated_above
         self.last_step = 0
         self.start_step = 0
         self.num_skipped = 0
         self._skipped: deque[int] = deque(maxlen=4096)  # calls that a loss scaler refused
         self._derivation = Derivation(RAW, baseline_steps=baseline_steps, started=started)
         self._latest: tuple[NDArray[np.int64], Array, Array] | None = None  # the last block, whether kept or not
-        dtype = np.float64 if exact else np.float32
+        dtype = np.float64 if estimated_above is None else np.float32
         if history_bytes is None:
             history_bytes = history_budget(sum(layer.num_params for layer in layout.layers))
         row_bytes = len(layout.layers) * len(LAYER_COLUMNS) * np.dtype(dtype).itemsize
@@ -73,7 +81,9 @@ class Intake:
         """Set the units that the next rows are made of, and their ‖θ‖² [U] now."""
         self._layout, self._unit_group = layout, unit_group
         sizes = [sum(p.numel() for p in unit.params) for unit in layout.units]
-        self._derivation.bind([unit.layer for unit in layout.units], sizes, len(layout.layers))
+        owners = [unit.layer for unit in layout.units]
+        estimated = [self._estimated_above is not None and size > self._estimated_above for size in sizes]
+        self._derivation.bind(owners, sizes, len(layout.layers), is_estimated=estimated)
         self._derivation.start_from(norms)
         self.history.widen(len(layout.layers))
 

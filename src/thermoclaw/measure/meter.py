@@ -23,7 +23,7 @@ from thermoclaw.layers import Layout, Unit, lay_out, signature
 from thermoclaw.measure.cadence import Cadence, Call, Clock
 from thermoclaw.measure.columns import RAW_COLUMNS
 from thermoclaw.measure.exact import ExactBackend
-from thermoclaw.measure.fused import sketching_backend
+from thermoclaw.measure.fused import keep_for_graphs, sketching_backend
 from thermoclaw.measure.hyper import GroupHyper, device_lrs, read_groups
 from thermoclaw.measure.intake import Intake, RowNotes
 from thermoclaw.measure.sharded import meet
@@ -96,12 +96,13 @@ class Meter:
         self._has_grad: list[bool] = []  # of its units
         self._captured: tuple[list[GroupHyper], list[bool]] | None = None
         layout = lay_out(model, optimizer, partition=partition)
+        double = any(p.dtype in (torch.float64, torch.complex128) for u in layout.units for p in u.params)
         self.intake = Intake(
             layout,
             history_bytes=settings.history_bytes,
             baseline_steps=settings.baseline_steps,
             started=bool(getattr(optimizer, "state", None)),
-            exact=settings.mode == "exact" or any(p.dtype == torch.float64 for u in layout.units for p in u.params),
+            estimated_above=None if double or settings.mode == "exact" else settings.sketch_size,
         )
         with quiet_math():
             self._bind(layout)
@@ -309,6 +310,7 @@ class Meter:
             for part in self._parts:
                 part.backend.read_parameters(part.ring.next_row(), lrs=self._lrs, skipped=skipped)
                 part.ring.write()
+                keep_for_graphs(part.ring)
         self._captured = self._hyper, self._has_grad
 
     def note_replay(self) -> None:
