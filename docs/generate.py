@@ -9,15 +9,20 @@ from __future__ import annotations
 import html
 import json
 import re
-from collections.abc import Callable, Iterable
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # whoever loads this file may not look for modules beside it
+
+import cost_tables
+from cost_tables import RESULTS
+from markdown_tables import table
 
 if TYPE_CHECKING:
     from thermoclaw.quantities import Quantity
 
-RESULTS = Path(__file__).resolve().parent.parent / "benchmarks" / "results"
-ARMS = ("thermoclaw", "thermoclaw 0.1.6")
 THEORY = re.compile(r"docs: theory, ([\w -]*\w)")
 REQUEST = re.compile(r"^<!-- generate: ([\w-]+) -->$", flags=re.MULTILINE)
 
@@ -82,41 +87,6 @@ def rules() -> str:
     return "\n".join(lines)
 
 
-def overhead() -> str:
-    """Cost of a step's measurement by size and arm, from the benchmark's file."""
-    measured = json.loads((RESULTS / "overhead_cpu.json").read_text())
-    ours, rival = ({(r["size"], r["threads"]): r for r in measured["results"] if r["arm"] == a} for a in ARMS)
-    rows = []
-    for key, row in ours.items():
-        beside = rival.get(key)
-        share = "–" if row["share_of_step"] is None else f"{row['share_of_step']:.1%}"
-        other = "–" if beside is None else f"{beside['instrument_over_clip']:.1f} ×"
-        size = f"{row['num_params'] / 1e6:.1f}M in {row['num_tensors']} tensors"
-        rows.append((size, str(row["threads"]), f"{row['instrument_over_clip']:.1f} ×", other, share))
-    return "\n".join(table(("parameters", "threads", "this version", "thermoclaw 0.1.6", "of the step"), rows))
-
-
-def held() -> str:
-    """Memory and host reads by size, from the benchmark's file."""
-    measured = json.loads((RESULTS / "overhead_cpu.json").read_text())
-    seen: dict[str, tuple[str, ...]] = {}
-    for row in measured["results"]:
-        if row["arm"] == ARMS[0]:
-            total = row["held_bytes_per_param"] * row["num_params"]
-            cells = (f"{total / 1e6:.1f} MB", f"{row['held_bytes_per_param']:.2f}", f"{row['host_reads_per_step']:.0f}")
-            seen[row["size"]] = (f"{row['num_params'] / 1e6:.1f}M", *cells)
-    lines = table(("parameters", "held", "bytes a parameter", "values read by the host in a step"), seen.values())
-    growth = {row["arm"]: row["growth_bytes_per_step"] for row in measured["growth"]}
-    told = "; ".join(f"{arm}: {value:,.0f} bytes" for arm, value in growth.items())
-    return "\n".join([*lines, "", f"Growth of the process a step, once every buffer is full ({told})."])
-
-
-def machine() -> str:
-    """What the benchmark ran on."""
-    env = json.loads((RESULTS / "overhead_cpu.json").read_text())["environment"]
-    return f"{env['processor']}, {env['cores']} cores, Python {env['python']}, PyTorch {env['torch']}, {env['date']}."
-
-
 def demo() -> str:
     """The arms of the demo by seed, from the file that the demo wrote."""
     measured = json.loads((RESULTS / "demo.json").read_text())
@@ -139,17 +109,9 @@ def linked(source: str) -> str:
     return THEORY.sub(lambda match: f"[theory: {match[1]}](theory.md#{match[1].replace(' ', '-')})", plain(source))
 
 
-def table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> list[str]:
-    """A Markdown table of cells that are Markdown already."""
-    cells = [head, tuple("---" for _ in head), *rows]
-    return ["| " + " | ".join(row) + " |" for row in cells]
-
-
 PARTS: dict[str, Callable[[], str]] = {
     "quantities": quantities,
     "rules": rules,
-    "overhead": overhead,
-    "held": held,
-    "machine": machine,
     "demo": demo,
+    **cost_tables.PARTS,
 }

@@ -5,8 +5,8 @@
 
     python docs/pictures.py --figures       # only puts the measured figures into README.md
 
-Writes docs/images/*.png, benchmarks/results/demo.json and the tables of README.md. The chart of the overhead is drawn
-by `benchmarks/overhead.py --plot docs/images/overhead.png`.
+Writes docs/images/*.png, benchmarks/results/demo.json and the tables of README.md. The charts of the cost are drawn by
+`benchmarks/overhead.py`; `--draw` makes it draw those of a measured file again.
 """
 
 from __future__ import annotations

@@ -95,6 +95,7 @@ def draw_rivals(results: dict[str, Any]) -> Any:
             ha="center",
             fontsize=9,
             color=INK,
+            bbox={"fc": "white", "ec": "none", "pad": 0.6},
         )
     axes.axvline(1, color="black", lw=1.1, ls="--")
     axes.set_yticks(range(len(models)), [MODELS.get(model, model) for model in models], fontsize=10.5, color=INK)

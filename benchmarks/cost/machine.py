@@ -39,15 +39,17 @@ def environment() -> dict[str, Any]:
 
 
 def revision() -> str | None:
-    """The commit that was measured, with a plus where the sources had changes on top; None outside a checkout."""
-    here = Path(__file__).resolve().parent
+    """The commit of the package measured, with a plus where there were changes on top; None outside a checkout."""
+    import thermoclaw
+
+    here = Path(thermoclaw.__file__).resolve().parent
 
     def git(*arguments: str) -> str:
         done = subprocess.run(["git", *arguments], cwd=here, capture_output=True, text=True, check=True)
         return done.stdout.strip()
 
     try:
-        changed = git("status", "--porcelain", "--untracked-files=no", "--", "../../src")
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", ".")
         return git("rev-parse", "--short", "HEAD") + ("+" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return None
