@@ -19,6 +19,9 @@ from tests.conftest import assert_bitwise
 from tests.sharded_programs import QUANTITIES, launch, several
 from tests.test_sharded import assert_same, results
 from thermoclaw import Observer
+from thermoclaw.layers import lay_out
+from thermoclaw.measure.columns import RAW, RAW_COLUMNS
+from thermoclaw.measure.sketched import SketchBackend
 from thermoclaw.partition import Flat, Fragment, Partition, Sharers, find_partition
 
 gloo = pytest.mark.skipif(
@@ -258,6 +261,42 @@ def test_flat_tensors_without_the_parameters_are_refused(where: str) -> None:
             find_partition(odd)
 
     in_one_process(attempt)
+
+
+# -- the fused backend ------------------------------------------------------------------------------------------------
+
+
+@gloo
+def test_the_fused_backend_reads_flat_tensors_group_by_group() -> None:
+    pytest.importorskip("triton", reason="Triton is not installed")
+    from thermoclaw.measure.fused import FusedBackend
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")  # or in Triton's interpreter
+
+    def rows() -> list[torch.Tensor]:
+        model = torch.nn.Sequential(torch.nn.Linear(12, 57), torch.nn.Linear(57, 33)).to(device)
+        zero = programs.FlatZero(programs.make_optimizer(model))
+        partition = find_partition(zero)
+        units = list(lay_out(model, zero.optimizer, partition=partition).units)
+        backends = [FusedBackend(units, size=251), SketchBackend(units, size=251)]
+        for backend in backends:
+            backend.peers.start(block=8)
+        found = [torch.zeros(len(units), len(RAW_COLUMNS), dtype=F64, device=device) for _ in backends]
+        for _ in range(2):
+            for flat in zero.single_partition_of_fp32_groups:
+                flat.grad = torch.randn_like(flat)
+                begins = partition.begin(Groups(flat))
+                for backend in backends:
+                    backend.read_gradients(more=not begins)
+                partition.end()
+            for backend, row in zip(backends, found, strict=True):
+                backend.read_parameters(row, lrs={})
+        return found
+
+    with torch.no_grad():
+        fused, sketched = in_one_process(rows)
+    torch.testing.assert_close(fused, sketched, rtol=1e-4, atol=1e-4, equal_nan=True)
+    assert (fused[:, RAW["g_g"]] > 0).all()
 
 
 # -- DeepSpeed itself -------------------------------------------------------------------------------------------------

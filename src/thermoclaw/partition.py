@@ -99,6 +99,10 @@ class Fragment:
         """Runs of a flat tensor are."""
         return True
 
+    def stride(self) -> tuple[int, ...]:
+        """Of the elements held."""
+        return (1,)
+
     @property
     def _version(self) -> int:
         return self.flat.tensor._version
