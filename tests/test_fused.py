@@ -39,6 +39,7 @@ from thermoclaw.measure.sketched import SketchBackend
 pytest.importorskip("triton", reason="Triton is not installed")
 
 DEVICE = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+pytestmark = [pytest.mark.gpu] if DEVICE.type == "cuda" else []
 CPU = torch.device("cpu")
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
 NUM_COLUMNS = len(RAW_COLUMNS)
@@ -296,6 +297,15 @@ def test_forgetting() -> None:
     for _ in range(4):
         both.step()
         both.check()
+    set_gradients(both.units, lambda i, p: whole_numbers(p.shape))
+    for k, (backend, device) in enumerate(((both.fused, DEVICE), (both.reference, CPU))):
+        out = both.rows[k].to(device)
+        backend.read_gradients()
+        backend.forget()  # the gradients just read as well
+        backend.read_parameters(out, lrs={})
+        both.rows[k] = out.cpu()
+    both.check()
+    assert both.rows[0][:, RAW["gs_gs"]].isnan().all()
 
 
 @pytest.mark.parametrize("size", [251, 509])
@@ -358,6 +368,37 @@ def test_memory_layouts(shape: tuple[int, ...], way: str) -> None:
         both.check()
 
 
+@pytest.mark.parametrize(
+    "view",
+    [
+        lambda x: x[:, 3:12],
+        lambda x: x[:, 3:12].t(),
+        lambda x: x[::2],
+        lambda x: x.view(-1)[::2],
+        lambda x: x[0, :9].expand(5, 9),
+    ],
+    ids=["columns", "columns, transposed", "every other row", "every other element", "expanded"],
+)
+def test_a_parameter_with_gaps_in_its_memory(view: Callable[[Tensor], Tensor]) -> None:
+    x = whole_numbers((30, 20))
+    both = Both([[1]])
+    both.units = tuple([Unit(0, 0, d, (view(x.to(d, copy=True)),))] for d in (DEVICE, CPU))
+    both.fused, both.reference = fused.FusedBackend(both.units[0], size=251), SketchBackend(both.units[1], size=251)
+    for transposed in (False, True):
+        for units, device, backend, k in (
+            (both.units[0], DEVICE, both.fused, 0),
+            (both.units[1], CPU, both.reference, 1),
+        ):
+            (p,) = units[0].params
+            grad = torch.arange(p.numel(), dtype=F32).sub_(40).view(p.shape).to(device)
+            p.grad = grad.t().contiguous().t() if transposed else grad
+            row = both.rows[k].to(device)
+            backend.read_gradients()
+            backend.read_parameters(row, lrs={})
+            both.rows[k] = row.cpu()
+        both.check()
+
+
 @pytest.mark.parametrize("conjugated", [False, True])
 def test_complex_parameters(conjugated: bool) -> None:
     both = Both([[(6, 4)], [(20, 30), 5], [9]], [torch.complex64, F32])
@@ -387,7 +428,7 @@ def test_a_gradient_wider_than_its_parameter_is_narrowed() -> None:
 @pytest.mark.parametrize("scale", [None, 4.0])
 def test_sparse_gradients(scale: float | None) -> None:
     """Exact where every element has a bucket; elsewhere the products are, and the norm is the sketch's."""
-    both = Both([[(20, 12)], [(500, 3), 40], [(260, 66)]])
+    both = Both([[(20, 12)], [40, (500, 3)], [(260, 66)]])
 
     def sparse(i: int, p: Tensor) -> Tensor:
         if p.dim() == 1:
@@ -428,6 +469,7 @@ def test_gradients_are_not_kept_alive() -> None:
         del grad
         gc.collect()
         assert alive() is None
+        assert not both.fused._kept
 
 
 def test_a_parameter_resized_in_place_is_not_read() -> None:
@@ -721,6 +763,61 @@ def test_a_captured_table_is_sent_by_every_replay_and_by_every_step_after_it(mon
     codes._spare.clear()
     with pytest.raises(RuntimeError, match="too many CUDA graphs"):
         send([0, 0, 0])
+
+
+def test_launches_that_are_repeated_measure_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A graph replays kernels and copies with the arguments they were captured with, and nothing on the host runs."""
+    monkeypatch.setattr(fused, "_graph_memory", [])
+    both = Both([[(20, 30), 5], [7]])
+    both.step()
+    both.step()
+    launches: list[Callable[[], Any]] = []
+    kernels = both.fused._kernels
+
+    def noted(name: str) -> Any:
+        class Kernel:
+            def __getitem__(self, grid: Any) -> Any:
+                return lambda *a, **k: launches.append(lambda: getattr(kernels, name)[grid](*a, **k))
+
+        return Kernel()
+
+    def send(codes: Any, values: list[int]) -> None:
+        page = torch.tensor(values, device=DEVICE)
+        launches.append(lambda: codes.values.copy_(page))
+
+    out = both.rows[0].to(DEVICE)
+    monkeypatch.setattr(fused._Codes, "send", send)
+    both.fused._kernels = SimpleNamespace(**{name: noted(name) for name in ("sketch_pieces", "add_up", "make_row")})
+    both.fused.read_gradients()
+    middle = len(launches)
+    both.fused.read_parameters(out, lrs={})
+    for _ in range(6):
+        for mine, theirs in zip(*([p for u in side for p in u.params] for side in both.units), strict=True):
+            theirs.grad = whole_numbers(theirs.shape)
+            mine.grad.copy_(theirs.grad)
+        both.reference.read_gradients()
+        for launch in launches[:middle]:
+            launch()
+        move(both.units)
+        both.reference.read_parameters(both.rows[1], lrs={})
+        for launch in launches[middle:]:
+            launch()
+        both.rows[0] = out.cpu()
+        both.check()
+
+
+def test_the_ring_of_a_captured_meter_outlives_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fused, "_graph_memory", [])
+    monkeypatch.setattr(meter, "make_backend", lambda units, mode, size: fused.FusedBackend(units, size=size))
+    ring = meter.DeviceRing
+    monkeypatch.setattr(meter, "DeviceRing", lambda *a, **k: ring(*a, **{**k, "replayable": True}))
+    model = nn.Linear(4, 3).to(DEVICE)
+    observer = Observer(model, torch.optim.SGD(model.parameters(), lr=0.1), strict=True, sketch_size=251)
+    inner = observer._attachment.meter
+    monkeypatch.setattr(meter.Meter, "is_capturing", lambda self: True)
+    inner.before_step(closure=False)
+    inner.after_step()
+    assert any(x is part.ring for x in fused._graph_memory for part in inner._parts)
 
 
 def test_what_a_graph_uses_outlives_the_backend(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -47,11 +47,18 @@ _PARAMETERS = (*_KINDS, torch.complex64)
 _STRIDE_LIMIT = 1 << 30  # the kernel counts in 32 bits within a chunk
 _OLDEST = (7, 0)  # compute capability
 
+_COPIED = (-1,)  # strides that no tensor has
+
 _MEMORY, _BEFORE, _ORIGIN = 6, 4, 5  # slots of the state: g₁ g₂ g₃ Δ₁ θ⁻ θ₀
 _REDUCE_ROWS, _REDUCE_LANES = 32, 128
 
-# What captured graphs read and write must stay where it is for as long as they may be replayed, which nobody can tell.
 _graph_memory: list[Any] = []
+
+
+def keep_for_graphs(*held: Any) -> None:
+    """Keep what a captured graph reads and writes where it is: nobody can tell which of its replays is the last."""
+    known = {id(x) for x in _graph_memory}
+    _graph_memory.extend([x for x in held if id(x) not in known])
 
 
 def sketching_backend(units: list[Unit], *, size: int) -> Backend:
@@ -195,7 +202,7 @@ class _Codes:
             if not self._spare:
                 raise RuntimeError("too many CUDA graphs were captured without a training step outside of them")
             page = self._spare.pop().copy_(torch.tensor(codes, dtype=torch.int64))
-            _graph_memory.append(page)
+            keep_for_graphs(page)
             self._in_a_graph, self._sent = True, None
             self.values.copy_(page, non_blocking=True)
         elif codes != self._sent:
@@ -222,8 +229,7 @@ class FusedBackend(UnitReader):
             raise NotImplementedError(f"rows of a sharded parameter are longer than {_STRIDE_LIMIT} elements")
         self._counts = [place.size for place in places]
         self._memory_order = [
-            None if p.is_contiguous() or sharded else p.stride()
-            for p, sharded in zip(self._params, self._sharded, strict=True)
+            _COPIED if sharded else _memory_order(p) for p, sharded in zip(self._params, self._sharded, strict=True)
         ]
         self._launches = self._send_plan(plan(self.places, self._totals, size))
         nan, num_units = float("nan"), len(units)
@@ -293,22 +299,29 @@ class FusedBackend(UnitReader):
         """Sketches and squared norms of all units into place `which`, divided by `scale`."""
         if _is_capturing(self.device) and not self._is_in_a_graph:
             self._is_in_a_graph = True
-            _graph_memory.extend(self._held())
+            keep_for_graphs(*self._held())
         codes.send(self._addresses(tensors))
-        step, kernels = lanes(self._size), self._kernels
+        self._sketch(codes.values)
+        self._add_up(which, scale)
+        self._kept.clear()
+
+    def _sketch(self, codes: Tensor) -> None:
+        step = lanes(self._size)
         with self._on_device():
             for pieces, programs, strided in self._launches:
-                kernels.sketch_pieces[(len(programs),)](
-                    codes.values, pieces, programs, self._signs, self._partials, self._partial_norms,
+                self._kernels.sketch_pieces[(len(programs),)](
+                    codes, pieces, programs, self._signs, self._partials, self._partial_norms,
                     SIZE=self._size, ROWS=ROWS_AT_ONCE, LANES=step, STRIDED=strided,
                     num_warps=max(step // 32, 1), enable_fp_fusion=True,
                 )  # fmt: skip
-            kernels.add_up[(len(self.units), -(-self._size // _REDUCE_LANES))](
+
+    def _add_up(self, which: int, scale: Tensor) -> None:
+        with self._on_device():
+            self._kernels.add_up[(len(self.units), -(-self._size // _REDUCE_LANES))](
                 self._partials, self._partial_norms, self._unit_places, scale, self._pack, self._squares, which,
                 SIZE=self._size, ROWS=_REDUCE_ROWS, LANES=_REDUCE_LANES,
                 num_warps=4, enable_fp_fusion=True,
             )  # fmt: skip
-        self._kept.clear()
 
     def _make_row(self, out: Tensor, skipped: Tensor) -> None:
         step = lanes(self._size)
@@ -332,7 +345,6 @@ class FusedBackend(UnitReader):
             if (
                 kind is not None
                 and x.layout is torch.strided
-                and not self._sharded[i]
                 and (x.is_contiguous() if order is None else x.stride() == order)
                 and x.numel() == count
             ):
@@ -435,6 +447,15 @@ class FusedBackend(UnitReader):
         for u, unit in enumerate(self.units):
             if unit.key in place:
                 self._state[u] = other._state[place[unit.key]]
+
+
+def _memory_order(p: Tensor) -> tuple[int, ...] | None:
+    """The strides with which a tensor lies as `flat` reads this parameter; None for the usual ones."""
+    if p.is_contiguous():
+        return None
+    x = flat(p, p)
+    in_place = not p.is_complex() and x.is_contiguous() and x.data_ptr() == p.data_ptr()
+    return p.stride() if in_place else _COPIED
 
 
 def _entries(grad: Tensor) -> tuple[Tensor, Tensor]:
