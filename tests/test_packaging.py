@@ -58,6 +58,15 @@ def test_the_import_check_can_fail() -> None:
     assert "matplotlib" in extras_loaded_by("import thermoclaw, matplotlib")
 
 
+def test_a_test_file_that_cannot_be_imported_fails(tmp_path: Path) -> None:
+    """Skipped instead, a typo in an import would silence a whole file."""
+    (tmp_path / "test_broken.py").write_text("from thermoclaw import nonexistent\n\n\ndef test_it(): ...\n")
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-c", str(ROOT / "pyproject.toml")]
+    done = subprocess.run([*command, str(tmp_path)], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 2, done.stdout
+    assert "cannot import name 'nonexistent'" in done.stdout
+
+
 # -- what it ships -----------------------------------------------------------------------------------------------------
 
 
