@@ -10,7 +10,9 @@ Legend: T recorded steps, L layers.
 from __future__ import annotations
 
 import csv
+import functools
 import json
+import math
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -69,6 +71,10 @@ SPLIT_CSV_COLUMNS = {
 }
 
 
+_LAYER_PLACE = {name: i for i, name in enumerate(LAYER_COLUMNS)}
+_RUN_PLACE = {name: i for i, name in enumerate(RUN_COLUMNS)}
+
+
 class RecordError(ValueError):
     """A file is not a record, or is damaged."""
 
@@ -96,21 +102,33 @@ class LayerInfo:
 
 
 class _Columns(Mapping[str, Array]):
-    """Stored and derived columns under one roof, each derived one computed once."""
+    """Stored and derived columns under one roof, each taken out or computed when it is first asked for."""
 
-    def __init__(self, stored: dict[str, Array], num_params: Array) -> None:
-        self._have = dict(stored)
-        self._have["num_params"] = num_params
+    def __init__(self, steps: Array, layer_values: Array, run_values: Array, num_params: Array) -> None:
+        self._layer_values, self._run_values = layer_values, run_values
+        self._have = {"step": steps, "num_params": num_params}
 
     def __getitem__(self, name: str) -> Array:
         if name not in self._have:
-            quantity = TABLE[canonical(name)]
-            if quantity.derive is None:
-                raise KeyError(name)
-            values = np.asarray(quantity.derive(self), dtype=np.float64)
+            values = self._stored(name)
+            if values is None:
+                quantity = TABLE[canonical(name)]
+                if quantity.derive is None:
+                    raise KeyError(name)
+                values = np.asarray(quantity.derive(self), dtype=np.float64)
             values.flags.writeable = False
             self._have[name] = values
         return self._have[name]
+
+    def _stored(self, name: str) -> Array | None:
+        """A column of the record, in double precision."""
+        if name in _LAYER_PLACE:
+            values = np.array(self._layer_values[:, :, _LAYER_PLACE[name]], dtype=np.float64)
+            single = self._layer_values.dtype == np.float32 and name in ("lr", "weight_decay", "momentum")
+            return _shortest(values) if single else values
+        if name in _RUN_PLACE:
+            return np.array(self._run_values[:, _RUN_PLACE[name]], dtype=np.float64)
+        return None
 
     def __iter__(self) -> Iterator[str]:
         return iter(TABLE)
@@ -165,17 +183,10 @@ class Record:
             )
         if num_steps > 1 and not np.all(np.diff(self.steps) > 0):
             raise RecordError("step numbers must increase")
-        stored: dict[str, Array] = {"step": np.asarray(self.steps, dtype=np.float64)}
-        for i, name in enumerate(LAYER_COLUMNS):
-            values = np.asarray(self.layer_values[:, :, i], dtype=np.float64)
-            single = self.layer_values.dtype == np.float32 and name in ("lr", "weight_decay", "momentum")
-            stored[name] = _shortest(values) if single else values
-        for i, name in enumerate(RUN_COLUMNS):
-            stored[name] = np.asarray(self.run_values[:, i], dtype=np.float64)
-        for values in stored.values():
-            values.flags.writeable = False
+        steps = np.array(self.steps, dtype=np.float64)
+        steps.flags.writeable = False
         num_params = np.array([max(layer.num_params, 1) for layer in self.layers], dtype=np.float64)
-        object.__setattr__(self, "_columns", _Columns(stored, num_params))
+        object.__setattr__(self, "_columns", _Columns(steps, self.layer_values, self.run_values, num_params))
 
     def __len__(self) -> int:
         return len(self.steps)
@@ -348,9 +359,18 @@ class Record:
 
 def _shortest(values: Array) -> Array:
     """Single-precision hyper-parameters as they were written: 0.01, not 0.009999999776482582."""
-    unique, place = np.unique(values, return_inverse=True)
-    texts = [float(np.format_float_positional(np.float32(v))) if np.isfinite(v) else v for v in unique]
-    return np.array(texts, dtype=np.float64)[place].reshape(values.shape)
+    lines = (values.ravel(), values.T.ravel())  # they change from row to row, or from layer to layer
+    starts = [np.flatnonzero(np.append(True, line[1:] != line[:-1])[: len(line)]) for line in lines]
+    by_row = len(starts[0]) <= len(starts[1])
+    line, first = (lines[0], starts[0]) if by_row else (lines[1], starts[1])
+    numbers = [_shortest_number(x) if math.isfinite(x) else x for x in line[first].tolist()]
+    found = np.repeat(np.array(numbers, dtype=np.float64), np.diff(first, append=len(line)))
+    return found.reshape(values.shape) if by_row else found.reshape(values.T.shape).T
+
+
+@functools.lru_cache(maxsize=1 << 14)
+def _shortest_number(value: float) -> float:
+    return float(np.format_float_positional(np.float32(value)))
 
 
 def _fit_columns(values: Array, have: list[str], want: tuple[str, ...]) -> Array:

@@ -36,21 +36,27 @@ def lagged(values: Array, rows: int) -> Array:
 
 def held(condition: Mask, rows: int) -> tuple[int, int] | None:
     """(start, confirmed) of the first stretch of at least `rows` rows in which the condition holds."""
-    run = 0
-    for i, yes in enumerate(condition):
-        run = run + 1 if yes else 0
-        if run >= rows:
-            return i - run + 1, i
-    return None
+    if np.count_nonzero(condition) < rows:
+        return None
+    place = np.arange(len(condition))
+    run = place - np.maximum.accumulate(np.where(condition, -1, place))
+    confirmed = int(np.argmax(run >= rows))
+    return (confirmed - rows + 1, confirmed) if run[confirmed] >= rows else None
 
 
 def median_over(values: Array, layers: Mask) -> Array:
     """Median over the chosen layers, [T]; NaN ignored, NaN where there is nothing."""
-    chosen = np.where(np.isfinite(values[:, layers]), values[:, layers], np.nan)
+    chosen = values[:, layers]
     if chosen.shape[1] == 0:
         return np.full(len(values), np.nan)
-    empty = np.asarray(np.isnan(chosen).all(axis=1))
-    return np.where(empty, np.nan, np.nanmedian(np.where(empty[:, None], 0.0, chosen), axis=1))
+    good = np.isfinite(chosen)
+    ordered = np.sort(np.where(good, chosen, np.inf), axis=1)  # what does not count comes last
+    count = good.sum(axis=1)
+    row, last = np.arange(len(values)), np.maximum(count - 1, 0)
+    low, high = ordered[row, last // 2], ordered[row, (last + 1) // 2]
+    with np.errstate(over="ignore"):
+        middle = np.where(count % 2 == 1, low, (low + high) / 2)
+    return np.where(count > 0, middle, np.nan)
 
 
 def weights_of(record: Record, *, least: int = 64) -> Mask:

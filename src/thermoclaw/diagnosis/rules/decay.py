@@ -29,6 +29,9 @@ def weight_decay_too_high(record: Record) -> Finding | None:
     """Decay erodes the weights faster than gradients rebuild them."""
     if len(record) < 10:
         return None
+    strong = record["weight_decay"] >= _unusual_decay(record)
+    if not strong.any():
+        return None
     norm = np.sqrt(record["param_sq"])
     rate = decay_rate(record)
     free = free_decay(record)
@@ -41,7 +44,7 @@ def weight_decay_too_high(record: Record) -> Finding | None:
         unopposed = shrink / np.maximum(free - free_at_peak, 1e-12)
     recent_rate, recent_pull = trailing_mean(rate, 10), trailing_mean(decay_pull(record), 10)
     eroding = (drop >= DECAY_DROP) & (unopposed >= DECAY_UNOPPOSED) & (recent_pull >= DECAY_PULL)
-    eroding &= record["weight_decay"] >= _unusual_decay(record)
+    eroding &= strong
     sizes = np.array([layer.num_params for layer in record.layers], dtype=float)
     for confidence, least in (("HIGH", DECAY_RATE_HIGH), ("MEDIUM", DECAY_RATE_MEDIUM)):
         hit = eroding & (recent_rate >= least)

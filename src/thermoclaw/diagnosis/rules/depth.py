@@ -35,8 +35,11 @@ def vanishing_gradients(record: Record) -> Finding | None:
     quarter = max(rms.shape[1] // 4, 1)
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = np.median(rms[:, :quarter], axis=1) / np.median(rms[:, -quarter:], axis=1)
+    faded = ratio < VANISH_RATIO
+    if not faded.any():
+        return None
     moved = median_over(record["update_ratio"][:, mask], np.arange(rms.shape[1]) < quarter)
-    span = held((ratio < VANISH_RATIO) & (moved < VANISH_UPDATE) & (np.nanmax(record["lr"], axis=1) > 0), 20)
+    span = held(faded & (moved < VANISH_UPDATE) & (np.nanmax(record["lr"], axis=1) > 0), 20)
     if span is None:
         return None
     start, row = span

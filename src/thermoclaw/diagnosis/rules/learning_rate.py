@@ -27,14 +27,18 @@ def lr_too_high(record: Record) -> Finding | None:
     loss = LossView.of(record)
     if loss is None:
         return None
+    burst, lost = _burst(record, loss), loss.lost() & (np.arange(len(record)) >= 10)
+    thrown, stalled = _thrown(record, loss), _stalled(record, loss)
+    if not (burst | lost | thrown | stalled).any():
+        return None
     signs = _StepSigns.of(record)
     for kind, confidence, condition, rows in (
-        ("exploded", "HIGH", _exploded(record, loss, signs), 3),
-        ("thrown", "HIGH", _thrown(record, loss) & (loss.smooth > 0.5 * loss.start), 5),
-        ("lost", "HIGH", loss.lost() & (signs.count >= 2) & (np.arange(len(record)) >= 10), 10),
-        ("thrown", "MEDIUM", _thrown(record, loss) & (loss.smooth > 0.15 * loss.start), 10),
-        ("thrown", "MEDIUM", _stalled(record, loss), 10),
-        ("lost", "MEDIUM", loss.lost() & (signs.count >= 1) & (np.arange(len(record)) >= 10), 15),
+        ("exploded", "HIGH", burst & (signs.update_ratio > LR_UPDATE_RATIO), 3),
+        ("thrown", "HIGH", thrown & (loss.smooth > 0.5 * loss.start), 5),
+        ("lost", "HIGH", lost & (signs.count >= 2), 10),
+        ("thrown", "MEDIUM", thrown & (loss.smooth > 0.15 * loss.start), 10),
+        ("thrown", "MEDIUM", stalled, 10),
+        ("lost", "MEDIUM", lost & (signs.count >= 1), 15),
     ):
         span = held(condition, rows)
         if span is not None:
@@ -81,11 +85,11 @@ class _StepSigns:
         return self.on.sum(axis=0)
 
 
-def _exploded(record: Record, loss: LossView, signs: _StepSigns) -> Mask:
-    """The loss stands at a multiple of all it was before, while steps rewrite the layers."""
+def _burst(record: Record, loss: LossView) -> Mask:
+    """The loss stands at a multiple of all it was before."""
     values = record.loss
     ceiling = np.maximum(loss.start, trailing_mean(values, 50)[0])
-    return np.asarray((values > LR_EXPLODED * np.abs(ceiling)) & (signs.update_ratio > LR_UPDATE_RATIO))
+    return np.asarray(values > LR_EXPLODED * np.abs(ceiling))
 
 
 def _thrown_far(record: Record) -> bool:

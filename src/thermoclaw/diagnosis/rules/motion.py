@@ -45,7 +45,7 @@ def frozen_layers(record: Record) -> Finding | None:
     still = pushed & (record["update_sq"] == 0)
     stuck = np.zeros(len(record.layers), dtype=bool)
     rows = []
-    for i in range(len(record.layers)):
+    for i in np.flatnonzero(still.any(axis=0)):
         span = held(still[:, i], 10)
         if span is not None:
             stuck[i] = True

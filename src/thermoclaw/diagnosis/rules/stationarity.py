@@ -26,14 +26,14 @@ def plateau(record: Record) -> Finding | None:
     slope = float((x * batches).sum() / (x * x).sum())
     residual = batches - batches.mean() - slope * x
     error = float(np.sqrt((residual**2).sum() / 8.0 / (x * x).sum()))
-    view = LossView.of(record)
+    view = LossView.of(record) if abs(slope) < 2.3 * error else None
     if view is None:
         return None
     gained = view.start - float(batches.mean())
-    flat = abs(slope) < 2.3 * error and abs(slope) * 10 < PLATEAU_TREND * max(abs(gained), abs(view.start) * 0.01)
+    if not abs(slope) * 10 < PLATEAU_TREND * max(abs(gained), abs(view.start) * 0.01):
+        return None
     lr = record["lr"][recent]
-    fading = np.nanmax(lr[-1]) < 0.5 * np.nanmax(lr[0])  # a schedule on its way down is doing what it was told
-    if not flat or fading:
+    if np.nanmax(lr[-1]) < 0.5 * np.nanmax(lr[0]):  # a schedule on its way down is doing what it was told
         return None
     return Finding(
         code="plateau",
