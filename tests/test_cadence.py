@@ -16,7 +16,7 @@ from torch import nn
 
 from tests.conftest import assert_bitwise, assert_same_record, mlp, seed_everything
 from thermoclaw import CollapseDetector, EntropySplit, Observer, diagnose
-from thermoclaw.measure import meter as meter_module
+from thermoclaw.measure import parts as parts_module
 from thermoclaw.measure.cadence import LARGEST, WARMUP, Cadence, Clock
 from thermoclaw.record import Record
 
@@ -59,7 +59,7 @@ class Counted:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.gradients = self.parameters = 0
-        original = meter_module.make_backend
+        original = parts_module.make_backend
 
         def make(*args: Any, **kwargs: Any) -> Any:
             backend = original(*args, **kwargs)
@@ -76,7 +76,7 @@ class Counted:
             backend.read_gradients, backend.read_parameters = gradients, parameters
             return backend
 
-        monkeypatch.setattr(meter_module, "make_backend", make)
+        monkeypatch.setattr(parts_module, "make_backend", make)
 
 
 # -- a fixed cadence --------------------------------------------------------------------------------------------------

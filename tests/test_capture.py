@@ -25,8 +25,8 @@ import thermoclaw.attachment
 from tests.conftest import mlp, seed_everything
 from thermoclaw import CollapseDetector, EntropySplit, Observer, Record
 from thermoclaw.buffer import DeviceRing
-from thermoclaw.measure import cadence, hyper
-from thermoclaw.measure import meter as meter_module
+from thermoclaw.measure import cadence, hyper, meter
+from thermoclaw.measure import parts as parts_module
 from thermoclaw.measure.meter import Meter
 from thermoclaw.measure.sketched import SketchBackend
 from thermoclaw.quantities import TABLE
@@ -125,8 +125,9 @@ def graph(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Gr
     def ring(*args: Any, replayable: bool = True, **kwargs: Any) -> DeviceRing:
         return request.param(*args, replayable=replayable, **kwargs)
 
-    monkeypatch.setattr(meter_module, "DeviceRing", ring)
-    monkeypatch.setattr(meter_module, "make_backend", lambda units, *, mode, size: Shifting(units, size=size))
+    for module in (meter, parts_module):
+        monkeypatch.setattr(module, "DeviceRing", ring)
+    monkeypatch.setattr(parts_module, "make_backend", lambda units, *, mode, size: Shifting(units, size=size))
     monkeypatch.setattr(Meter, "is_capturing", lambda self: graph.is_capturing)
     return graph
 
@@ -259,7 +260,7 @@ def test_a_learning_rate_on_the_device_is_followed(graph: Graph, monkeypatch: py
     known = hyper.number
     monkeypatch.setattr(hyper, "number", lambda value: float("nan") if isinstance(value, Tensor) else known(value))
     monkeypatch.setattr(
-        meter_module, "device_lrs", lambda optimizer: {i: g["lr"] for i, g in enumerate(optimizer.param_groups)}
+        meter, "device_lrs", lambda optimizer: {i: g["lr"] for i, g in enumerate(optimizer.param_groups)}
     )
     lr = torch.tensor(0.01, dtype=torch.float64)
     job = Job(strict=True, fused=True, lr=lr)

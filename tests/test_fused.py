@@ -30,7 +30,7 @@ from tests import sharded_programs as programs
 from tests.conftest import assert_bitwise, seed_everything
 from thermoclaw import Observer
 from thermoclaw.layers import Unit
-from thermoclaw.measure import fused, meter, pieces, sums
+from thermoclaw.measure import fused, parts, pieces, sums
 from thermoclaw.measure.columns import RAW, RAW_COLUMNS
 from thermoclaw.measure.place import Place, whole
 from thermoclaw.measure.sketch import SIZES, Sketcher, chunk_shift, chunk_sign, sign_table
@@ -551,7 +551,7 @@ def test_rows_of_parts_are_those_of_the_reference(monkeypatch: pytest.MonkeyPatc
 def sharded_run(rank: int, world: int, ways: tuple[str, ...], num_steps: int) -> list[Any]:
     """Sharded trainings measured by the fused backend (run in processes of their own)."""
     fused._REDUCE_LANES = 1024  # fewer programs: each takes a millisecond in the interpreter
-    meter.make_backend = lambda units, mode, size: fused.FusedBackend(units, size=size)  # type: ignore[assignment]
+    parts.make_backend = lambda units, mode, size: fused.FusedBackend(units, size=size)  # type: ignore[assignment]
     answers = []
     for way in ways:
         model = programs.fully_sharded(F32, world) if way == "fully" else programs.tensor_parallel(F32, world)
@@ -705,9 +705,9 @@ def _record(backend: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     seed_everything(3)
     model = nn.Sequential(nn.Linear(40, 60), nn.Tanh(), nn.Linear(60, 4)).to(DEVICE)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.1)
-    monkeypatch.setattr(meter, "make_backend", lambda units, mode, size: backend(units, size=size))
+    monkeypatch.setattr(parts, "make_backend", lambda units, mode, size: backend(units, size=size))
     observer = Observer(model, optimizer, strict=True, sketch_size=251)
-    assert isinstance(observer._attachment.meter._parts[0].backend, backend)
+    assert isinstance(observer._attachment.meter._parts._parts[0].backend, backend)
     with torch.enable_grad():
         for _ in range(20):
             optimizer.zero_grad()
@@ -808,13 +808,13 @@ def test_launches_that_are_repeated_measure_every_step(monkeypatch: pytest.Monke
 
 def test_the_ring_of_a_captured_meter_outlives_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fused, "_graph_memory", [])
-    monkeypatch.setattr(meter, "make_backend", lambda units, mode, size: fused.FusedBackend(units, size=size))
-    ring = meter.DeviceRing
-    monkeypatch.setattr(meter, "DeviceRing", lambda *a, **k: ring(*a, **{**k, "replayable": True}))
+    monkeypatch.setattr(parts, "make_backend", lambda units, mode, size: fused.FusedBackend(units, size=size))
+    ring = parts.DeviceRing
+    monkeypatch.setattr(parts, "DeviceRing", lambda *a, **k: ring(*a, **{**k, "replayable": True}))
     model = nn.Linear(4, 3).to(DEVICE)
     observer = Observer(model, torch.optim.SGD(model.parameters(), lr=0.1), strict=True, sketch_size=251)
     inner = observer._attachment.meter
-    monkeypatch.setattr(meter.Meter, "is_capturing", lambda self: True)
+    monkeypatch.setattr(type(inner), "is_capturing", lambda self: True)
     inner.before_step(closure=False)
     inner.after_step()
     assert any(x is part.ring for x in fused._graph_memory for part in inner._parts)
@@ -896,11 +896,11 @@ def test_used_on_cuda_only_and_can_be_turned_off(monkeypatch: pytest.MonkeyPatch
 
 def test_the_meter_asks_for_it() -> None:
     seen = []
-    original, meter.sketching_backend = meter.sketching_backend, lambda units, size: seen.append(size)
+    original, parts.sketching_backend = parts.sketching_backend, lambda units, size: seen.append(size)
     try:
-        meter.make_backend([], mode="sketch", size=509)
+        parts.make_backend([], mode="sketch", size=509)
     finally:
-        meter.sketching_backend = original
+        parts.sketching_backend = original
     assert seen == [509]
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -19,15 +19,12 @@ import torch
 from torch import Tensor, nn
 
 from thermoclaw.buffer import DeviceRing
-from thermoclaw.layers import Layout, Unit, lay_out, signature
+from thermoclaw.layers import Layout, lay_out, signature
 from thermoclaw.measure.cadence import Cadence, Call, Clock
-from thermoclaw.measure.columns import RAW_COLUMNS
-from thermoclaw.measure.exact import ExactBackend
-from thermoclaw.measure.fused import keep_for_graphs, sketching_backend
 from thermoclaw.measure.hyper import GroupHyper, device_lrs, read_groups
 from thermoclaw.measure.intake import Intake, RowNotes
+from thermoclaw.measure.parts import Part, Parts, widest
 from thermoclaw.measure.sharded import meet
-from thermoclaw.measure.sums import Backend
 from thermoclaw.partition import Partition
 
 
@@ -44,15 +41,6 @@ class Settings:
     baseline_steps: int = 200
 
 
-@dataclass
-class _Part:
-    """The units on one device."""
-
-    places: list[int]
-    backend: Backend
-    ring: DeviceRing
-
-
 @contextlib.contextmanager
 def quiet_math() -> Iterator[None]:
     """No gradients, and no autocast: a measurement is never rounded to half precision."""
@@ -62,13 +50,6 @@ def quiet_math() -> Iterator[None]:
             for kind in kinds:
                 stack.enter_context(torch.autocast(kind, enabled=False))
             yield
-
-
-def make_backend(units: list[Unit], *, mode: str, size: int) -> Backend:
-    """The backend for a mode: "sketch" or "exact"."""
-    if mode == "exact":
-        return ExactBackend(units)
-    return sketching_backend(units, size=size)
 
 
 class Meter:
@@ -90,7 +71,6 @@ class Meter:
         self._calls: deque[int] = deque([0], maxlen=8 * settings.lag + 8)  # of the rows written last, after a first 0
         self._notes: deque[RowNotes] = deque()  # of rows that were not taken in yet
         self._met: set[Any] = set()
-        self._parts: list[_Part] = []
         self._is_forgotten = False
         self._call: Call | None = None  # between the hooks: the step that is being made
         self._has_grad: list[bool] = []  # of its units
@@ -110,46 +90,35 @@ class Meter:
 
     # -- binding ----------------------------------------------------------------------------------------------------
 
-    def _bind(self, layout: Layout) -> None:
+    def _bind(self, layout: Layout, *, earlier: Sequence[Part] = ()) -> None:
         """Make backends and rings for a layout, keeping the memory of units that stay."""
         self.layout = layout
         for mesh in dict.fromkeys(unit.mesh for unit in layout.units if unit.mesh is not None):
             if mesh not in self._met:
                 meet(mesh)
                 self._met.add(mesh)
-        by_device: dict[torch.device, list[int]] = {}
-        for place, unit in enumerate(layout.units):
-            by_device.setdefault(unit.device, []).append(place)
-        old, self._parts = self._parts, []
-        for device, places in by_device.items():
-            units = [layout.units[i] for i in places]
-            backend = make_backend(units, mode=self.settings.mode, size=self.settings.sketch_size)
-            for part in old:
-                if part.backend.device == device:
-                    backend.adopt(part.backend)
-            wide = torch.float32 if device.type == "mps" else torch.float64
-            backend.peers.start(block=self.settings.lag)
-            ring = DeviceRing((len(units), len(RAW_COLUMNS)), block=self.settings.lag, device=device, dtype=wide)
-            self._parts.append(_Part(places, backend, ring))
-        first = self._parts[0].backend.device
-        wide = torch.float32 if first.type == "mps" else torch.float64
+        self._parts = Parts(
+            layout.units,
+            mode=self.settings.mode,
+            size=self.settings.sketch_size,
+            lag=self.settings.lag,
+            earlier=earlier,
+        )
+        first, wide = self._parts.device, widest(self._parts.device)
         # by row: its loss, and how many steps since the row before a loss scaler refused
         self._run = DeviceRing((2,), block=self.settings.lag, device=first, dtype=wide, replayable=False)
         self._refused = torch.zeros((), device=first, dtype=wide)
         self._pushed = self._settled = 0
         self._calls.clear()
         self._calls.append(self.cadence.number)
-        norms = np.empty(len(layout.units))
-        for part in self._parts:  # this waits for the device, once
-            norms[part.places] = part.backend.start_norms().cpu().numpy()
-        self.intake.bind(layout, norms, unit_group=np.array([unit.group for unit in layout.units]))
+        self.intake.bind(layout, self._parts.start_norms(), unit_group=np.array([unit.group for unit in layout.units]))
 
     def _rebind_if_changed(self) -> None:
         if self._partition is not None or signature(self._optimizer) == self.layout.signature:
             return
         self.ingest(everything=True)
         order = tuple(layer.name for layer in self.layout.layers)
-        self._bind(lay_out(self._model, self._optimizer, order=order))
+        self._bind(lay_out(self._model, self._optimizer, order=order), earlier=list(self._parts))
 
     # -- the step ---------------------------------------------------------------------------------------------------
 
@@ -179,7 +148,7 @@ class Meter:
                 self._forget()
                 return
             self._is_forgotten = False
-            self.keep_company()
+            self._parts.keep_company()
             self._rebind_if_changed()
             self.ingest()
             self._late = closure
@@ -214,13 +183,11 @@ class Meter:
         """Once in a row of steps that are left out, as a replayed graph may be what is measured next."""
         if not self._is_forgotten:
             self._is_forgotten = True
-            for part in self._parts:
-                part.backend.forget()
+            self._parts.forget()
 
     def _read_gradients(self, scale: Tensor | None, *, more: bool = False) -> None:
         self._has_grad = [any(p.grad is not None for p in unit.params) for unit in self.layout.units]
-        for part in self._parts:
-            part.backend.read_gradients(scale=scale, more=more)
+        self._parts.read_gradients(scale, more=more)
 
     def after_step(self) -> None:
         """Read the parameters after the step and write the row."""
@@ -238,9 +205,7 @@ class Meter:
                 return
             if self._late:
                 self._read_gradients(None)
-            for part in self._parts:
-                part.backend.read_parameters(part.ring.next_row(), lrs=self._lrs, skipped=skipped)
-                part.ring.advance()
+            self._parts.write_row(self._lrs, skipped)
         self._count(RowNotes(call, self._hyper, self._has_grad, self.epoch))
 
     def _count(self, notes: RowNotes) -> None:
@@ -290,12 +255,11 @@ class Meter:
         return self._captured is not None
 
     def _before_capture(self, *, closure: bool) -> None:
-        for part in self._parts:
-            if not part.backend.is_replayable:
-                raise RuntimeError(
-                    "a step inside a captured CUDA graph can be measured by the fused kernels only, which are not in "
-                    "use here (Triton is missing, or mode='exact', or there are float64 parameters)"
-                )
+        if not self._parts.is_replayable:
+            raise RuntimeError(
+                "a step inside a captured CUDA graph can be measured by the fused kernels only, which are not in use "
+                "here (Triton is missing, or mode='exact', or there are float64 parameters)"
+            )
         with quiet_math():
             self._late = closure
             self._hyper, self._lrs = read_groups(self._optimizer), device_lrs(self._optimizer)
@@ -307,10 +271,7 @@ class Meter:
         with quiet_math():
             if self._late:
                 self._read_gradients(None)
-            for part in self._parts:
-                part.backend.read_parameters(part.ring.next_row(), lrs=self._lrs, skipped=skipped)
-                part.ring.write()
-                keep_for_graphs(part.ring)
+            self._parts.write_row(self._lrs, skipped, captured=True)
         self._captured = self._hyper, self._has_grad
 
     def note_replay(self) -> None:
@@ -318,8 +279,7 @@ class Meter:
         assert self._captured is not None
         self.settle()
         with quiet_math():
-            for part in self._parts:  # first, as copies note how many rows the device had written by then
-                part.ring.count()
+            self._parts.count_replay()  # first, as copies note how many rows the device had written by then
             self._count(RowNotes(self.cadence.next(always=True), *self._captured, self.epoch))
             self.ingest()
 
@@ -328,14 +288,7 @@ class Meter:
     @property
     def has_peers(self) -> bool:
         """Whether other processes measure the rest of this model and count on this one to take part."""
-        return any(part.backend.peers for part in self._parts)
-
-    def keep_company(self) -> None:
-        """Before a measured step: see that all processes are well, and note that they count on this one."""
-        for part in self._parts:
-            if part.backend.peers:
-                part.backend.peers.check()
-                part.backend.peers.is_owed = True
+        return self._parts.has_peers
 
     def limp_before(self) -> None:
         """After a failure here, before a step: do no more than the other processes count on."""
@@ -343,14 +296,12 @@ class Meter:
             if self.cadence.must_choose:
                 self._choose()
             if self.cadence.next().measured:
-                self.keep_company()
+                self._parts.keep_company()
 
     def limp_after(self) -> None:
         """After a failure here: take part in the exchange of this step, so that nobody waits in vain."""
         with quiet_math():
-            for part in self._parts:
-                if part.backend.peers and part.backend.peers.is_owed:
-                    part.backend.peers.stand_in()
+            self._parts.stand_in()
 
     # -- cadence ----------------------------------------------------------------------------------------------------
 
@@ -361,8 +312,7 @@ class Meter:
         return self._clock.own_work(lap=lap)
 
     def _make_clock(self) -> Clock:
-        device = self._parts[0].backend.device
-        if device.type != "cuda":
+        if self._parts.device.type != "cuda":
             return Clock()
 
         def tick() -> torch.cuda.Event:
@@ -379,9 +329,7 @@ class Meter:
     def _choose(self) -> None:
         """The warm-up is over: fix the cadence, the same one on every process of a sharded model."""
         assert self._clock is not None
-        cost_s, step_s = self._clock.result()
-        for part in self._parts:
-            cost_s, step_s = part.backend.peers.mean_of(cost_s, step_s)
+        cost_s, step_s = self._parts.mean_of(*self._clock.result())
         self.cadence.choose(cost_s=cost_s, step_s=step_s)
         self._clock = None
 
@@ -392,16 +340,14 @@ class Meter:
         for ring in self._rings():
             ring.start_copies(self._settled)
         count = self._run.pending() if everything else self._num_due() - self._run.taken()
-        for part in self._parts:  # rows that a process had no part in are not the run's
-            good = part.backend.peers.num_good(everything=everything) if part.backend.peers else None
-            if good is not None:
-                count = min(count, good - self._run.taken())
+        good = self._parts.num_good(everything=everything)  # rows that a process had no part in are not the run's
+        if good is not None:
+            count = min(count, good - self._run.taken())
         while count > 0:
             block = min(count, 2 * self.settings.lag)
-            raw = np.empty((block, len(self.layout.units), len(RAW_COLUMNS)))
-            for part in self._parts:
-                raw[:, part.places] = part.ring.take(block)
-            self.intake.take(raw, self._run.take(block), [self._notes.popleft() for _ in range(block)])
+            self.intake.take(
+                self._parts.take(block), self._run.take(block), [self._notes.popleft() for _ in range(block)]
+            )
             count -= block
         return len(self.intake.history)
 
@@ -425,5 +371,4 @@ class Meter:
 
     def num_bytes(self) -> dict[str, int]:
         """Bytes held: on the devices and on the host."""
-        device = sum(part.backend.num_bytes() + part.ring.num_bytes() for part in self._parts)
-        return {"device": device + self._run.num_bytes(), "host": self.intake.history.num_bytes()}
+        return {"device": self._parts.num_bytes() + self._run.num_bytes(), "host": self.intake.history.num_bytes()}

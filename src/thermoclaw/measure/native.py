@@ -86,12 +86,11 @@ def library() -> ctypes.CDLL | None:
             _compile(compiler, target)
         found = ctypes.CDLL(str(target))
         integer, address = ctypes.c_int64, ctypes.c_void_p
-        for call, arguments in (
-            (found.thermoclaw_measure, [address, address, address, address, integer, address]),
-            (found.thermoclaw_finish, [address, address, integer, address]),
-            (found.thermoclaw_products, [address] * 6),
-        ):
-            call.argtypes, call.restype = arguments, None
+        found.thermoclaw_measure.argtypes = [address, address, address, address, integer, address]
+        found.thermoclaw_finish.argtypes = [address, address, integer, address]
+        found.thermoclaw_products.argtypes = [address] * 6
+        for call in (found.thermoclaw_measure, found.thermoclaw_finish, found.thermoclaw_products):
+            call.restype = None
     except (OSError, subprocess.SubprocessError, AttributeError) as error:
         logger.info(
             "thermoclaw: the CPU kernel could not be compiled (%s); measuring with torch operations, at a higher cost",

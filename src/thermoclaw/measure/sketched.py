@@ -135,7 +135,7 @@ class SketchBackend(UnitReader):
         state = self._state
         new, new1, new2, new3, delta, delta1, now, before, origin = slots
         torch.sub(state[:, now], state[:, before], out=state[:, delta])
-        with_grad = torch.matmul(state, state[:, new].unsqueeze(-1)).squeeze(-1).to(self.wide)
+        with_grad = (state * state[:, new : new + 1]).sum(-1).to(self.wide)  # a matmul may be rounded to TF32
         drift = state[:, now] - state[:, origin]
         step, old = state[:, delta], state[:, before]
         out[:, RAW["g_g"]] = self._g_g

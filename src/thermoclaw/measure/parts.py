@@ -1,0 +1,151 @@
+"""The backends of all devices, and the rings that their rows go to, driven as one.
+
+Legend: U units, K raw columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from thermoclaw.buffer import DeviceRing
+from thermoclaw.layers import Unit
+from thermoclaw.measure.columns import RAW_COLUMNS
+from thermoclaw.measure.exact import ExactBackend
+from thermoclaw.measure.fused import keep_for_graphs, sketching_backend
+from thermoclaw.measure.sums import Backend
+
+
+def make_backend(units: list[Unit], *, mode: str, size: int) -> Backend:
+    """The backend for a mode: "sketch" or "exact"."""
+    if mode == "exact":
+        return ExactBackend(units)
+    return sketching_backend(units, size=size)
+
+
+def widest(device: torch.device) -> torch.dtype:
+    """The most precise numbers that a device has."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+@dataclass
+class Part:
+    """The units on one device."""
+
+    places: list[int]
+    backend: Backend
+    ring: DeviceRing
+
+
+class Parts:
+    """One part a device; see the module's docstring.
+
+    Args:
+        units: all units.
+        mode, size: of the backends.
+        lag: rows a block of the rings.
+        earlier: what measured before units changed; units that stay keep their memory.
+    """
+
+    def __init__(self, units: Sequence[Unit], *, mode: str, size: int, lag: int, earlier: Sequence[Part] = ()) -> None:
+        by_device: dict[torch.device, list[int]] = {}
+        for place, unit in enumerate(units):
+            by_device.setdefault(unit.device, []).append(place)
+        self._num_units = len(units)
+        self._parts: list[Part] = []
+        for device, places in by_device.items():
+            backend = make_backend([units[i] for i in places], mode=mode, size=size)
+            for part in earlier:
+                if part.backend.device == device:
+                    backend.adopt(part.backend)
+            backend.peers.start(block=lag)
+            ring = DeviceRing((len(places), len(RAW_COLUMNS)), block=lag, device=device, dtype=widest(device))
+            self._parts.append(Part(places, backend, ring))
+        self.device = self._parts[0].backend.device
+
+    def __iter__(self) -> Iterator[Part]:
+        return iter(self._parts)
+
+    @property
+    def is_replayable(self) -> bool:
+        """Whether the work of a step may be captured in a graph."""
+        return all(part.backend.is_replayable for part in self._parts)
+
+    def start_norms(self) -> NDArray[np.float64]:
+        """‖θ‖² of each unit [U] when the parts were made. Waits for the device."""
+        norms = np.empty(self._num_units)
+        for part in self._parts:
+            norms[part.places] = part.backend.start_norms().cpu().numpy()
+        return norms
+
+    def forget(self) -> None:
+        """See `Backend`."""
+        for part in self._parts:
+            part.backend.forget()
+
+    def read_gradients(self, scale: Tensor | None, *, more: bool = False) -> None:
+        """See `Backend`."""
+        for part in self._parts:
+            part.backend.read_gradients(scale=scale, more=more)
+
+    def write_row(self, lrs: dict[int, Tensor], skipped: Tensor | None, *, captured: bool = False) -> None:
+        """Read the parameters after the step and write the row; in a captured graph, only the device's part of it."""
+        for part in self._parts:
+            part.backend.read_parameters(part.ring.next_row(), lrs=lrs, skipped=skipped)
+            if captured:
+                part.ring.write()
+                keep_for_graphs(part.ring)
+            else:
+                part.ring.advance()
+
+    def count_replay(self) -> None:
+        """The host's part of a row that a graph writes."""
+        for part in self._parts:
+            part.ring.count()
+
+    def take(self, count: int) -> NDArray[np.float64]:
+        """The next rows [count, U, K] on the host."""
+        raw = np.empty((count, self._num_units, len(RAW_COLUMNS)))
+        for part in self._parts:
+            raw[:, part.places] = part.ring.take(count)
+        return raw
+
+    def num_bytes(self) -> int:
+        """Bytes held on the devices."""
+        return sum(part.backend.num_bytes() + part.ring.num_bytes() for part in self._parts)
+
+    # -- other processes --------------------------------------------------------------------------------------------
+
+    @property
+    def has_peers(self) -> bool:
+        """Whether other processes measure the rest of this model and count on this one to take part."""
+        return any(part.backend.peers for part in self._parts)
+
+    def keep_company(self) -> None:
+        """Before a measured step: see that all processes are well, and note that they count on this one."""
+        for part in self._parts:
+            if part.backend.peers:
+                part.backend.peers.check()
+                part.backend.peers.is_owed = True
+
+    def stand_in(self) -> None:
+        """After a failure here: take part in the exchange of this step, so that nobody waits in vain."""
+        for part in self._parts:
+            if part.backend.peers and part.backend.peers.is_owed:
+                part.backend.peers.stand_in()
+
+    def num_good(self, *, everything: bool) -> int | None:
+        """Rows in which all processes took part, None for all; `everything` waits."""
+        found = [part.backend.peers.num_good(everything=everything) for part in self._parts if part.backend.peers]
+        return min((count for count in found if count is not None), default=None)
+
+    def mean_of(self, *values: float) -> tuple[float, ...]:
+        """The same numbers on every process."""
+        for part in self._parts:
+            values = part.backend.peers.mean_of(*values)
+        return values
