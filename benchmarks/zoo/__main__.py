@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import time
@@ -90,7 +91,8 @@ def run_rival(python: str, names: list[str], store: Store, *, jobs: int) -> None
     missing = [name for name in names if not store.outcome_path(name, "old").exists()]
     command = [python, "-m", "benchmarks.zoo.old_thermoclaw", str(store.folder)]
     parts = [missing[i::jobs] for i in range(jobs) if missing[i::jobs]]
-    workers = [subprocess.Popen([*command, *part], cwd=root, stdout=subprocess.DEVNULL) for part in parts]
+    plain = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}  # or it would import this one
+    workers = [subprocess.Popen([*command, *part], cwd=root, env=plain, stdout=subprocess.DEVNULL) for part in parts]
     for worker in workers:
         worker.wait()
 

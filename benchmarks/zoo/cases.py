@@ -82,7 +82,7 @@ class Case:
 
 def fits(program: Program, fault: Fault) -> bool:
     """Whether a fault makes sense with a program."""
-    if not fault.needs <= program.traits:
+    if not fault.needs <= program.traits or fault.lacks & program.traits:
         return False
     spec = VARIANTS[fault.variant].change(program, program.recipe(0)).optimizer
     return not fault.optimizers or spec.kind in fault.optimizers

@@ -166,9 +166,9 @@ def _edge(program: Program, recipe: Recipe) -> Recipe:
 
 
 def _long(program: Program, recipe: Recipe) -> Recipe:
-    """More than a thousand steps at a high rate that falls in steps."""
-    spec = OptimizerSpec("sgd", 2.0 * program.sgd_lr)
-    return recipe.but(optimizer=spec, schedule=step_decay, steps=1300, batch_size=8)
+    """More than a thousand steps of fixed length, in the manner of Lion, at a high rate that falls in steps."""
+    spec = OptimizerSpec("lion", 1.2 * program.adam_lr)
+    return recipe.but(optimizer=spec, schedule=step_decay, steps=1300, batch_size=max(recipe.batch_size // 8, 4))
 
 
 def _to_zero(program: Program, recipe: Recipe) -> Recipe:

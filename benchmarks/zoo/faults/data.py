@@ -132,6 +132,7 @@ FAULTS = (
         "batch_of_one",
         ("gradient_noise", "lr_too_high"),
         batch_of_one,
+        lacks=needs("pairs"),
         why="for such a batch the rate is too high; either remedy works",
     ),
     Fault("noisy_gradients", ("gradient_noise",), noisy_gradients, begins="middle"),

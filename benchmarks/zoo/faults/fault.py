@@ -20,6 +20,7 @@ class Fault:
         codes: the code that is expected, then the few that say the same thing; `why` defends each of those.
         change: recipe, first faulty step and random numbers (for strengths) → faulty recipe.
         needs: traits that a program must have.
+        lacks: traits that it must not have.
         begins: a key of `ONSETS`, the part of the run in which its first step is drawn.
         optimizers: kinds that it makes sense with; empty means all.
         variant: the variant that it is put into, "plain" by default; its control is the same variant.
@@ -30,6 +31,7 @@ class Fault:
     codes: tuple[str, ...]
     change: Change
     needs: frozenset[str] = frozenset()
+    lacks: frozenset[str] = frozenset()
     begins: str = "start"
     optimizers: tuple[str, ...] = ()
     variant: str = "plain"
@@ -41,7 +43,13 @@ class Fault:
         return self.codes[0]
 
 
-ONSETS = {"start": (0.0, 0.0), "early": (0.05, 0.15), "middle": (0.33, 0.6), "late": (0.75, 0.88)}
+ONSETS = {
+    "start": (0.0, 0.0),
+    "early": (0.05, 0.15),
+    "middle": (0.33, 0.6),
+    "late": (0.75, 0.88),
+    "at decay": (0.4, 0.4),
+}
 ADAM = ("adam", "adamw")
 SGD = ("sgd", "nesterov")
 

@@ -29,8 +29,8 @@ def rate_too_low(recipe: Recipe, first: int, random: Any) -> Recipe:
 
 
 def rate_reaches_zero(recipe: Recipe, first: int, random: Any) -> Recipe:
-    """The schedule was made for a much shorter run."""
-    usual, end = recipe.schedule, between(random, 0.08, 0.15)
+    """The schedule was made for a much shorter run: a straight line that ends at the first faulty step."""
+    usual, end = recipe.schedule, first / recipe.steps
     return recipe.but(schedule=lambda done: usual(done) * max(1.0 - done / end, 0.0))
 
 
@@ -137,10 +137,16 @@ FAULTS = (
     Fault("rate_too_high", ("lr_too_high",), rate_too_high),
     Fault("rate_jumps", ("lr_too_high",), rate_jumps, begins="middle"),
     Fault("rate_too_low", ("lr_too_low",), rate_too_low),
+    Fault("rate_reaches_zero", ("lr_schedule_zero",), rate_reaches_zero, begins="early"),
     Fault(
-        "rate_reaches_zero", ("lr_schedule_zero",), rate_reaches_zero, why="the fault is complete when the rate is zero"
+        "rate_never_falls",
+        ("plateau", "lr_too_high"),
+        rate_never_falls,
+        needs("cheap"),
+        begins="at decay",
+        variant="long_step_decay",
+        why="a rate too high for what is left to learn is the cause, and lowering it the remedy, by either name",
     ),
-    Fault("rate_never_falls", ("plateau",), rate_never_falls, needs("cheap"), variant="long_step_decay"),
     Fault("decay_too_high", ("weight_decay_too_high",), decay_too_high),
     Fault("decay_jumps", ("weight_decay_too_high",), decay_jumps, begins="middle"),
     Fault("inverted_decay", ("weight_blow_up",), inverted_decay, begins="middle"),

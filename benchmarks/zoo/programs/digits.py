@@ -112,7 +112,9 @@ PROGRAMS = (
     Program("mlp", "MLP, digits, Adam", mlp, traits("classes labels features relu depth dropout cheap"), 1e-3, 0.05),
     Program("cnn", "CNN, digits, SGD", cnn, traits("classes labels features relu depth dropout cheap"), 1e-3, 0.03),
     Program("resnet", "ResNet, digits, SGD", resnet, traits("classes labels features relu batchnorm"), 3e-3, 0.1),
-    Program("vit", "ViT, digits, AdamW", vit, traits("classes labels features attention dropout"), 4e-3, 0.1),
-    Program("vae", "VAE, digits, Adam", vae, traits("labels features relu depth cheap"), 2e-3, 0.1),
-    Program("contrastive", "SimCLR, digits, Adam", contrastive, traits("labels features relu depth cheap"), 1e-3, 0.1),
+    Program("vit", "ViT, digits, AdamW", vit, traits("classes labels features attention dropout"), 4e-3, 0.03),
+    Program("vae", "VAE, digits, Adam", vae, traits("labels features relu depth"), 2e-3, 0.1),
+    Program(
+        "contrastive", "SimCLR, digits, Adam", contrastive, traits("pairs labels features relu depth cheap"), 1e-3, 0.1
+    ),
 )

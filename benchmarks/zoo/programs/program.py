@@ -21,7 +21,8 @@ class Program:
         recipe: seed → the plain recipe.
         traits: what variants and faults ask for: "classes", "labels" (targets to get wrong), "features" (real inputs),
             "tokens", "relu", "depth" (settings depth and activation), "dropout" (a setting), "attention",
-            "batchnorm", "recurrent", "pretrained", "cheap" (a thousand steps take seconds).
+            "batchnorm", "recurrent", "pretrained", "pairs" (examples are compared with
+            each other), "cheap" (a thousand steps take seconds and end in noise).
         adam_lr, sgd_lr: rates that work with AdamW and with SGD and momentum; rates of other optimizers follow.
     """
 

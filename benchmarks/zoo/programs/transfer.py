@@ -106,5 +106,5 @@ PROGRAMS = (
     Program(
         "finetune", "CNN fine-tuned, AdamW", finetune, traits("classes labels features relu pretrained"), 3e-4, 5e-3
     ),
-    Program("lora", "ViT with LoRA, AdamW", lora, traits("classes labels features attention pretrained"), 3e-3, 0.1),
+    Program("lora", "ViT with LoRA, AdamW", lora, traits("classes labels features attention pretrained"), 3e-3, 0.03),
 )
