@@ -58,6 +58,14 @@ def test_the_import_check_can_fail() -> None:
     assert "matplotlib" in extras_loaded_by("import thermoclaw, matplotlib")
 
 
+def test_the_table_of_promises_names_tests_that_exist() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    table = text.partition("## Which test guards which promise")[2].partition("\n## ")[0]
+    named = set(re.findall(r"`(\w+\.py)`", table))
+    assert len(named) > 15
+    assert {name for name in named if not (ROOT / "tests" / name).exists()} == set()
+
+
 def test_a_test_file_that_cannot_be_imported_fails(tmp_path: Path) -> None:
     """Skipped instead, a typo in an import would silence a whole file."""
     (tmp_path / "test_broken.py").write_text("from thermoclaw import nonexistent\n\n\ndef test_it(): ...\n")

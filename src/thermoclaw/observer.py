@@ -281,7 +281,10 @@ class Observer:
 
     @property
     def global_step(self) -> int:
-        """Optimizer steps made so far, those before a `resume` included."""
+        """Optimizer steps made so far, those before a `resume` included.
+
+        Never waits: a step that a loss scaler refused inside a fused optimizer is taken off when its row arrives.
+        """
         meter = self._attachment.meter
         return meter.intake.start_step + meter.num_calls - meter.intake.num_skipped
 
