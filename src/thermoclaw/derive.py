@@ -69,9 +69,12 @@ class LayerSums:
             seen[layer] = turn + 1
             rounds.setdefault(turn, []).append((unit, layer))
         self._rounds = [tuple(np.array(column) for column in zip(*pairs, strict=True)) for pairs in rounds.values()]
+        self._is_one_to_one = list(unit_layer) == list(range(num_layers))
 
     def __call__(self, values: Array) -> Array:
         """[B, U] → [B, L]; layers without units are 0."""
+        if self._is_one_to_one:
+            return values + 0.0
         total = np.zeros((len(values), self.num_layers))
         for units, layers in self._rounds:
             total[:, layers] += values[:, units]
@@ -88,9 +91,10 @@ class _Lagged:
     def extend(self, values: Array) -> Array:
         """[B, L] → [depth + B, L] with NaN where nothing was seen yet; remembers the tail."""
         width = values.shape[1]
-        before = [np.pad(row, (0, max(width - len(row), 0)), constant_values=np.nan)[:width] for row in self._rows]
-        before = [np.full(width, np.nan)] * (self.depth - len(before)) + before
-        joined = np.concatenate([np.array(before).reshape(self.depth, width), values])
+        joined = np.full((self.depth + len(values), width), np.nan)
+        for place, row in enumerate(self._rows, self.depth - len(self._rows)):
+            joined[place, : len(row)] = row[:width]
+        joined[self.depth :] = values
         for row in joined[-self.depth :]:
             self._rows.append(row)
         return joined
