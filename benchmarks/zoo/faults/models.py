@@ -96,7 +96,7 @@ def dead_from_the_start(recipe: Recipe, first: int, random: Any) -> Recipe:
 
 def sharpening_attention(recipe: Recipe, first: int, random: Any) -> Recipe:
     """Attention logits grow by a few percent a step from some step on."""
-    growth = 1.0 + between(random, 4.0, 8.0) / (recipe.steps - first)
+    growth = 1.0 + between(random, 8.0, 14.0) / (recipe.steps - first)
 
     def act(run: Any) -> None:
         if run.step >= first:
@@ -109,7 +109,7 @@ def sharpening_attention(recipe: Recipe, first: int, random: Any) -> Recipe:
 
 def inverted_z_loss(recipe: Recipe, first: int, random: Any) -> Recipe:
     """The penalty on the log-normalizer has the wrong sign: output logits run away together."""
-    weight, usual = between(random, 0.003, 0.01), recipe.loss
+    weight, usual = between(random, 0.03, 0.1), recipe.loss
     active = {"now": False}
 
     def loss(model: nn.Module, batch: Batch) -> Tensor:
@@ -162,7 +162,14 @@ FAULTS = (
         why="it is an initialisation that kills them",
     ),
     Fault(
-        "sharpening_attention", ("attention_logit_growth",), sharpening_attention, needs("attention"), begins="middle"
+        "sharpening_attention", ("attention_logit_growth",), sharpening_attention, needs("attention"), begins="early"
     ),
-    Fault("inverted_z_loss", ("output_logit_divergence",), inverted_z_loss, needs("classes"), begins="middle"),
+    Fault(
+        "inverted_z_loss",
+        ("output_logit_divergence",),
+        inverted_z_loss,
+        needs("classes"),
+        begins="middle",
+        variant="autocast",
+    ),
 )
