@@ -56,7 +56,7 @@ class Observer:
             of the model, double precision; for research on small models).
         every: keep a row at steps 1, 1 + every, 1 + 2·every and so on. A row needs the three steps before it, so from 5
             up only 4 in `every` steps are measured and the rest costs nothing. `log_every` is its name in 0.1.6.
-        budget: share of a step's time that measuring may take, such as 0.01. The first 64 steps are all measured and
+        budget: share of a step's time that measuring may take, such as 0.01. In the first 64 steps measuring is
             timed; then `every` is chosen once, stands in the record's meta and events, and stays.
         sketch_size: numbers kept per layer and vector, one of 251, 509, 1021, 2039, 4093. The cosine of two vectors has
             a standard deviation of about 1/√sketch_size.

@@ -4,8 +4,8 @@ Cosines between gradients at one, two and three steps' distance, and the steps t
 measurements. With `every = N` a row is kept at steps 1, N + 1, 2N + 1, …, and the three steps before each are measured
 too: 4 of N steps. Up to N = 4 that is every step, and only the record gets shorter.
 
-With a budget the first `WARMUP` steps are all measured and timed; then N is the smallest that keeps the cost under the
-budget, and stays.
+With a budget the first steps are a warm-up: most are measured, a few are left out, and both kinds are timed. Then N is
+the smallest that keeps the mean cost, with some headroom, under the budget, and stays.
 """
 
 from __future__ import annotations
@@ -18,7 +18,10 @@ from dataclasses import dataclass
 from typing import Any
 
 LEAD = 3
-SAMPLE_FROM, SAMPLE_UNTIL, WARMUP = 16, 48, 64  # what is timed on a device has long happened when it is read
+BUSY_FROM, BUSY_UNTIL = 16, 48  # steps of the warm-up, counted from 0, whose measuring is timed
+IDLE_UNTIL = 56  # from BUSY_UNTIL to here nothing is measured, and what that costs is timed
+WARMUP = 64  # what was timed on a device has long happened by then
+HEADROOM = 0.8  # of a budget is spent, as costs vary
 LARGEST = 1024
 
 
@@ -49,9 +52,13 @@ class Cadence:
         self._last_measured = 0
 
     @property
-    def is_sampling(self) -> bool:
-        """Whether the coming step's cost counts towards the choice."""
-        return self.budget is not None and SAMPLE_FROM <= self._number < SAMPLE_UNTIL
+    def sampled(self) -> str | None:
+        """As what the cost of the coming step counts towards the choice: "busy", "idle" or not at all."""
+        if self.budget is None:
+            return None
+        if BUSY_FROM <= self._number < BUSY_UNTIL:
+            return "busy"
+        return "idle" if BUSY_UNTIL < self._number < IDLE_UNTIL else None  # the first is not like the others
 
     @property
     def must_choose(self) -> bool:
@@ -67,32 +74,52 @@ class Cadence:
         """The coming step; `always`: it is measured whatever N is, and only kept or not."""
         self._number += 1
         phase = (self._number - self._origin) % self.every
-        measured = always or phase == 0 or phase >= self.every - LEAD
-        call = Call(self._number, measured, phase == 0, measured and self._last_measured != self._number - 1)
+        measured = always or ((phase == 0 or phase >= self.every - LEAD) and not self._is_idle(self._number, lead=0))
+        kept = phase == 0 and not self._is_idle(self._number, lead=LEAD)
+        call = Call(self._number, measured, kept, measured and self._last_measured != self._number - 1)
         if measured:
             self._last_measured = self._number
         return call
 
+    def _is_idle(self, number: int, *, lead: int) -> bool:
+        """Whether a step is left out of the warm-up, or comes fewer than `lead` steps after those."""
+        return self.budget is not None and BUSY_UNTIL < number <= IDLE_UNTIL + lead
+
     def readable(self, number: int) -> int:
         """The last complete row up to a step: itself where every step is measured."""
+        if self._is_idle(number, lead=LEAD):
+            return BUSY_UNTIL
         if self.every <= LEAD + 1 or number <= self._origin:
             return number
         return number - (number - self._origin) % self.every
 
-    def choose(self, *, cost_s: float, step_s: float) -> None:
-        """Fix N from the mean cost of a measured step and the time of a step without it, both in seconds."""
+    def choose(self, *, cost_s: float, idle_s: float, step_s: float) -> None:
+        """Fix N.
+
+        Args:
+            cost_s: mean cost of a measured step, in seconds.
+            idle_s: mean cost of a step that is left out.
+            step_s: mean time of a step without either.
+        """
         assert self.budget is not None
-        share = cost_s / max(step_s, 1e-9)
-        every = 1 if share <= self.budget else math.ceil((LEAD + 1) * share / self.budget)
-        self.every = min(every, LARGEST)
+        allowed = HEADROOM * self.budget * step_s
+        if cost_s <= allowed:
+            self.every = 1
+        elif allowed <= idle_s:
+            self.every = LARGEST
+        else:
+            self.every = min(math.ceil((LEAD + 1) * (cost_s - idle_s) / (allowed - idle_s)), LARGEST)
+        measured = min(LEAD + 1, self.every)
+        mean_s = (measured * cost_s + (self.every - measured) * idle_s) / self.every
         self._origin = self._number
         self.decision = {
             "kind": "cadence",
             "every": self.every,
             "budget": self.budget,
             "cost_s": cost_s,
+            "idle_s": idle_s,
             "step_s": step_s,
-            "expected_share": share * min(LEAD + 1, self.every) / self.every,
+            "expected_share": mean_s / max(step_s, 1e-9),
         }
 
 
@@ -108,7 +135,7 @@ class Clock:
         self, tick: Callable[[], Any] = time.perf_counter, between: Callable[[Any, Any], float] = lambda a, b: b - a
     ) -> None:
         self._tick, self._between = tick, between
-        self._stretches: list[tuple[Any, Any]] = []  # of own work
+        self._stretches: list[tuple[int, Any, Any]] = []  # of own work, by step
         self._laps: list[Any] = []
 
     @contextlib.contextmanager
@@ -120,13 +147,13 @@ class Clock:
         try:
             yield
         finally:
-            self._stretches.append((started, self._tick()))
+            self._stretches.append((len(self._laps), started, self._tick()))
 
     def result(self) -> tuple[float, float]:
-        """Mean cost of a measured step, and mean time of a step without it, in seconds."""
+        """Mean cost of a step, and mean time of a step without it, in seconds."""
         steps = len(self._laps) - 1
         if steps < 1:
             return 0.0, math.inf
-        own = sum(self._between(a, b) for a, b in self._stretches[:-1])
+        own = sum(self._between(a, b) for lap, a, b in self._stretches if 0 < lap <= steps)
         total = self._between(self._laps[0], self._laps[-1])
         return own / steps, max(total - own, 0.0) / steps

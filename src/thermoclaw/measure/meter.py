@@ -86,7 +86,7 @@ class Meter:
         )
         with quiet_math():
             self._bind(layout)
-        self._clock = self._make_clock() if settings.budget is not None else None
+        self._clocks = {kind: self._make_clock() for kind in ("busy", "idle")} if settings.budget is not None else {}
 
     # -- binding ----------------------------------------------------------------------------------------------------
 
@@ -307,9 +307,10 @@ class Meter:
 
     def own_work(self, *, lap: bool = False) -> AbstractContextManager[None]:
         """Time what is done inside, while a budget is to be chosen for."""
-        if self._clock is None or not self.cadence.is_sampling or self.is_capturing():
+        clock = self._clocks.get(self.cadence.sampled or "") if self._clocks else None
+        if clock is None or self.is_capturing():
             return contextlib.nullcontext()
-        return self._clock.own_work(lap=lap)
+        return clock.own_work(lap=lap)
 
     def _make_clock(self) -> Clock:
         if self._parts.device.type != "cuda":
@@ -321,17 +322,21 @@ class Meter:
             return event
 
         def between(first: torch.cuda.Event, second: torch.cuda.Event) -> float:
-            second.synchronize()  # it was marked at least sixteen steps ago
+            second.synchronize()  # it was marked at least eight steps ago
             return 1e-3 * first.elapsed_time(second)
 
         return Clock(tick, between)
 
     def _choose(self) -> None:
         """The warm-up is over: fix the cadence, the same one on every process of a sharded model."""
-        assert self._clock is not None
-        cost_s, step_s = self._parts.mean_of(*self._clock.result())
-        self.cadence.choose(cost_s=cost_s, step_s=step_s)
-        self._clock = None
+        cost_s, idle_s, step_s = self._parts.mean_of(*self._times())
+        self.cadence.choose(cost_s=cost_s, idle_s=idle_s, step_s=step_s)
+        self._clocks = {}
+
+    def _times(self) -> tuple[float, float, float]:
+        """Mean cost of a measured step, of one that is left out, and time of a step without either, in seconds."""
+        cost_s, step_s = self._clocks["busy"].result()
+        return cost_s, self._clocks["idle"].result()[0], step_s
 
     # -- to the host ------------------------------------------------------------------------------------------------
 
