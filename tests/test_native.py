@@ -128,18 +128,19 @@ def test_all_half_precision_numbers() -> None:
     "place",
     [
         Place(0, 1, 2_400_000, 2_400_000),
+        Place(2**32 + 2**31 + 17, 1, 700_000, 700_000),
         Place(1_234_567, 1, 900_001, 900_001),
         Place(300, 2000, 700, 1000),
         Place(70_000, 3, 500_000, 700_000),
         Place(500_000, 1500, 1000, 1000),
         Place(0, 0, 0, 0),
     ],
-    ids=["whole", "tail", "columns", "wide columns", "rows", "nothing"],
+    ids=["whole", "far", "tail", "columns", "wide columns", "rows", "nothing"],
 )
 def test_shards_have_the_signs_of_their_places(place: Place) -> None:
     cpu = torch.device("cpu")
     sketcher = Sketcher(
-        [[2_400_000, 5]], size=1021, device=cpu, dtype=torch.float32, places=[[place, Place(2_400_000, 1, 5, 5)]]
+        [[2**33, 5]], size=1021, device=cpu, dtype=torch.float32, places=[[place, Place(2**33, 1, 5, 5)]]
     )
     run = NativePass(sketcher)
     tensors = [torch.randn(place.size, generator=torch.Generator().manual_seed(0)), torch.ones(5)]

@@ -14,7 +14,7 @@
 #define BLOCK 256  /* elements of a row that are added up in single precision at a time */
 #define AHEAD 8192 /* bytes from what is being read to what is fetched into the cache */
 #define LINE 64
-#define LANES 16 /* numbers that processors add at once, at most */
+#define LANES 32  /* sums of squares that go on side by side */
 
 enum { PIECE_TENSOR, PIECE_OFFSET, PIECE_POSITION, PIECE_RUNS, PIECE_RUN, PIECE_STRIDE, PIECE };
 enum { TASK_FIRST, TASK_LAST, TASK_UNIT, TASK_PARTIAL, TASK };
@@ -52,11 +52,13 @@ static inline uint32_t as_bits(float value) {
     return bits;
 }
 
-static inline float from_float16(uint16_t half) {
-    const uint32_t rest = half & 0x7FFFu;
-    const uint32_t bits = (rest << 13) + 0x38000000u + (rest >= 0x7C00u ? 0x38000000u : 0); /* exponents, and their end */
-    const float size = rest < 0x400u ? (float)(int32_t)rest * 0x1p-24f : as_float(bits);
-    return half & 0x8000u ? -size : size;
+/* Exponents move up by 112, that of infinity and NaN to the end; subnormal numbers become normal ones. Without branches,
+ * which compilers will not turn into vectors. */
+static inline float from_float16(uint32_t half) {
+    const uint32_t rest = half & 0x7FFFu, is_small = 0u - (uint32_t)(rest < 0x400u), is_last = rest >= 0x7C00u;
+    const uint32_t normal = (rest << 13) + (112u << 23) + (is_last * (112u << 23));
+    const uint32_t small = as_bits((float)(int32_t)rest * 0x1p-24f);
+    return as_float((small & is_small) | (normal & ~is_small) | (half & 0x8000u) << 16);
 }
 
 static int64_t bytes_of(int64_t kind) { return kind == FLOAT ? 4 : 2; }
@@ -67,8 +69,11 @@ static const float *read(const char *x, int64_t kind, int64_t n, float *room) {
     if (kind == FLOAT) return (const float *)x;
     if (kind == BFLOAT16)
         for (int64_t k = 0; k < n; k++) room[k] = as_float((uint32_t)half[k] << 16);
-    else
-        for (int64_t k = 0; k < n; k++) room[k] = from_float16(half[k]);
+    else {
+        uint32_t wide[BLOCK];
+        for (int64_t k = 0; k < n; k++) wide[k] = half[k];
+        for (int64_t k = 0; k < n; k++) room[k] = from_float16(wide[k]);
+    }
     return room;
 }
 
@@ -92,66 +97,61 @@ static Signs signs_at(const Plan *plan, int64_t index) {
 
 #define TURN(x, word, left) as_float(as_bits(x) ^ ((word) << (left) & 0x80000000u))
 
-/* Adds factor * s_k * x_k to acc_k for k < n; returns the sum of x_k^2. What is left over when n is cut into LANES is
- * squared in double precision: added one by one, it would cost digits. */
-static double add_one(const float *restrict x, Signs s, float factor, float *restrict acc, int64_t n) {
+/* The innermost loops, over `count` elements of a row or of two: add factor * s_k * x_k to acc_k, and x_k^2 to part_k. */
+static inline void add_one(const float *restrict x, Signs s, float factor, float *restrict acc, float *restrict part,
+                           int64_t count) {
     const uint32_t *restrict word = s.word;
-    const int64_t whole = n - n % LANES;
     const int left = 31 - s.bit;
-    float norm = 0;
-#pragma omp simd reduction(+ : norm)
-    for (int64_t k = 0; k < whole; k++) {
-        norm += x[k] * x[k];
+#pragma omp simd
+    for (int64_t k = 0; k < count; k++) {
+        part[k] += x[k] * x[k];
         acc[k] += factor * TURN(x[k], word[k], left);
     }
-    double total = norm;
-    for (int64_t k = whole; k < n; k++) {
-        total += (double)x[k] * x[k];
-        acc[k] += factor * TURN(x[k], word[k], left);
-    }
-    return total;
 }
 
-/* The same for two rows at once. */
-static double add_two(const float *restrict x, const float *restrict y, Signs s, Signs t, float factor,
-                      float *restrict acc, int64_t n) {
+static inline void add_two(const float *restrict x, const float *restrict y, Signs s, Signs t, float factor,
+                           float *restrict acc, float *restrict part, int64_t count) {
     const uint32_t *word = s.word, *word2 = t.word;
-    const int64_t whole = n - n % LANES;
     const int left = 31 - s.bit, left2 = 31 - t.bit;
-    float norm = 0, norm2 = 0;
-#pragma omp simd reduction(+ : norm, norm2)
-    for (int64_t k = 0; k < whole; k++) {
-        norm += x[k] * x[k];
-        norm2 += y[k] * y[k];
+#pragma omp simd
+    for (int64_t k = 0; k < count; k++) {
+        part[k] += x[k] * x[k] + y[k] * y[k];
         acc[k] += factor * (TURN(x[k], word[k], left) + TURN(y[k], word2[k], left2));
     }
-    double total = (double)norm + norm2;
-    for (int64_t k = whole; k < n; k++) {
-        total += (double)x[k] * x[k] + (double)y[k] * y[k];
-        acc[k] += factor * (TURN(x[k], word[k], left) + TURN(y[k], word2[k], left2));
-    }
-    return total;
 }
 
-/* One row of n elements, or two of p, whose signs begin at `index`. */
+static Signs further(Signs s, int64_t by) {
+    s.word += by;
+    return s;
+}
+
+/* One row of n elements, or two of p, whose signs begin at `index`. Only a few squares are added up in single precision,
+ * as many however wide the registers are: those of 16-bit numbers fall on few places between two floats, below the
+ * middle more often than above. */
 static double add_rows(const Plan *plan, const char *x, int64_t kind, int64_t rows, int64_t n, int64_t index,
                        float factor, float *acc, const char *end) {
     const int64_t size = bytes_of(kind);
     const Signs s = signs_at(plan, index), t = rows == 2 ? signs_at(plan, index + n) : s;
     float room[2][BLOCK];
-    double norm = 0;
+    double total[LANES] = {0}, norm = 0;
     for (int64_t at = 0; at < n; at += BLOCK) {
-        const int64_t count = n - at < BLOCK ? n - at : BLOCK;
-        const Signs here = {s.word + at, s.bit}, below = {t.word + at, t.bit};
+        const int64_t count = n - at < BLOCK ? n - at : BLOCK, whole = count - count % LANES;
         fetch(x + rows * at * size, rows * count * size, end);
-        const float *first = read(x + at * size, kind, count, room[0]);
+        const float *v = read(x + at * size, kind, count, room[0]);
+        const float *w = rows == 2 ? read(x + (n + at) * size, kind, count, room[1]) : v;
+        const Signs sv = further(s, at), sw = further(t, at);
+        float *into = acc + at, part[LANES] = {0};
         if (rows == 2) {
-            const float *second = read(x + (n + at) * size, kind, count, room[1]);
-            norm += add_two(first, second, here, below, factor, acc + at, count);
+            for (int64_t k = 0; k < whole; k += LANES)
+                add_two(v + k, w + k, further(sv, k), further(sw, k), factor, into + k, part, LANES);
+            add_two(v + whole, w + whole, further(sv, whole), further(sw, whole), factor, into + whole, part, count - whole);
         } else {
-            norm += add_one(first, here, factor, acc + at, count);
+            for (int64_t k = 0; k < whole; k += LANES) add_one(v + k, further(sv, k), factor, into + k, part, LANES);
+            add_one(v + whole, further(sv, whole), factor, into + whole, part, count - whole);
         }
+        for (int lane = 0; lane < LANES; lane++) total[lane] += part[lane];
     }
+    for (int lane = 0; lane < LANES; lane++) norm += total[lane];
     return norm;
 }
 
