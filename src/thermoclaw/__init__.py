@@ -20,6 +20,7 @@ from thermoclaw.detectors.entropy_split import EntropySplit
 from thermoclaw.diagnosis.finding import Finding
 from thermoclaw.diagnosis.remedies import Remedy
 from thermoclaw.diagnosis.report import Report, diagnose
+from thermoclaw.guard import Guard
 from thermoclaw.layers import detect_layer_type, make_param_groups
 from thermoclaw.observer import Observer
 from thermoclaw.preflight import Preflight, preflight
@@ -31,6 +32,7 @@ __all__ = [
     "CollapseDetector",
     "EntropySplit",
     "Finding",
+    "Guard",
     "Observer",
     "Preflight",
     "Record",

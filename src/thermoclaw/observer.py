@@ -272,6 +272,31 @@ class Observer:
         """Call `tell(finding)` when a finding is raised while training."""
         self._attachment.on_alarm.append(tell)
 
+    def note_event(self, kind: str, **details: Any) -> dict[str, Any]:
+        """Put something that happened into the record's events, at the last step made; it goes into saved files.
+
+        A `kind="remedy"` with `finding=` (its code) and `change=` (what `Remedy.apply` returned, as `to_json()`) tells
+        the rules that a knob was turned after this step: they then ask for evidence from later ones. `Guard` notes its
+        acts in this way.
+
+        Args:
+            kind: what happened, in a word.
+            **details: plain data that JSON can hold.
+
+        Returns:
+            The event. Never waits for the device.
+
+        Example:
+            >>> import torch, thermoclaw
+            >>> model = torch.nn.Linear(4, 2)
+            >>> observer = thermoclaw.Observer(model, torch.optim.SGD(model.parameters(), lr=0.1))
+            >>> observer.note_event("data", text="second shard begins")
+            {'kind': 'data', 'step': 0, 'text': 'second shard begins'}
+        """
+        event = {"kind": kind, "step": self.global_step, **details}
+        self._attachment.events.append(event)
+        return event
+
     # -- afterwards -------------------------------------------------------------------------------------------------
 
     def record(self) -> Record:

@@ -3,52 +3,94 @@
 from __future__ import annotations
 
 import logging
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, overload
+
+from thermoclaw.diagnosis import knobs, regroup, schedules
+from thermoclaw.diagnosis.journal import Journal
+from thermoclaw.diagnosis.knobs import KNOBS, RemedyError
+
+__all__ = ["Applied", "Remedy", "RemedyError"]
 
 logger = logging.getLogger("thermoclaw")
 
-
-class RemedyError(ValueError):
-    """The remedy does not fit the optimizer it was given."""
+# Clipping needs torch: thermoclaw.clipping puts itself here when the package is imported.
+install_clip: list[Callable[[Any, Any, float], Callable[[], None]]] = []
 
 
 @dataclass(frozen=True)
 class Remedy:
-    """Set one hyper-parameter in some parameter groups.
+    """One hyper-parameter to change in some parameter groups.
 
     Attributes:
-        knob: "lr", "weight_decay" or "momentum" (betas[0] where the optimizer has betas).
-        value: what to set it to.
-        was: the value that the finding was made under.
+        knob: "lr", "weight_decay", "momentum" (betas[0] where the optimizer has betas), "beta2" (betas[1]), "eps", or
+            "clip" (clip the norm of all gradients together).
+        value: what to set it to. For "lr" it counts relative to `was`: every group's rate, and its schedule, is
+            multiplied by value/was, so that groups keep their ratios and schedules their shape.
+        was: the value that the finding was made under; for "clip", the norm that was seen.
         groups: indices of the parameter groups; empty means all.
+        params: names of the parameters of the finding's layers, for `apply(split=True)`.
     """
 
     knob: str
     value: float
     was: float
     groups: tuple[int, ...] = ()
+    params: tuple[str, ...] = ()
+
+    @property
+    def factor(self) -> float:
+        """value/was, by which a learning rate is multiplied."""
+        return self.value / self.was if self.was else math.nan
 
     def describe(self) -> str:
         """The change in words.
 
         >>> Remedy("weight_decay", 0.01, 5.0).describe()
         'set weight_decay from 5 to 0.01 in every parameter group'
+        >>> Remedy("lr", 0.001, 0.1, (1,)).describe()
+        'multiply lr by 0.01 (from 0.1 to 0.001) in parameter group 1'
         """
-        where = "every parameter group" if not self.groups else f"parameter groups {', '.join(map(str, self.groups))}"
-        return f"set {self.knob} from {self.was:.4g} to {self.value:.4g} in {where}"
+        if self.knob == "clip":
+            seen = f", which was about {self.was:.4g}," if math.isfinite(self.was) and self.was > 0 else ""
+            return f"clip the norm of all gradients{seen} to {self.value:.4g} before each step"
+        where = "every parameter group"
+        if self.groups:
+            where = f"parameter group{'s'[: len(self.groups) - 1]} {', '.join(map(str, self.groups))}"
+        change = f"from {self.was:.4g} to {self.value:.4g}"
+        if self.knob == "lr":
+            return f"multiply lr by {self.factor:.3g} ({change}) in {where}"
+        return f"set {self.knob} {change} in {where}"
 
-    def apply(self, optimizer: Any) -> list[dict[str, Any]]:
-        """Carry the change out.
+    def apply(
+        self,
+        optimizer: Any,
+        scheduler: Any = None,
+        *,
+        model: Any = None,
+        split: bool = False,
+        force: bool = False,
+        reason: str = "",
+    ) -> Applied:
+        """Carry the change out and say so in one line of the log. Nothing waits for a device.
 
         Args:
-            optimizer: the optimizer, or a wrapper with `param_groups`.
+            optimizer: the optimizer, or a wrapper of one.
+            scheduler: its learning-rate schedule (or several), whose base rates then follow a change of lr; a
+                LambdaLR, and with it each schedule of Transformers, would undo it at its next step otherwise.
+            model: the model, for `split`.
+            split: change the parameters in `params` only, by moving them into a parameter group of their own. Their
+                optimizer state stays; the schedule's lists are extended.
+            force: also where the knob no longer is what the finding saw.
+            reason: for the line in the log.
 
         Returns:
-            One entry per changed group: group, knob, was, now. Give them to `undo`.
+            What was done: one entry per changed group with the keys group, knob, was, now. Its `undo()` takes it back.
 
         Raises:
-            RemedyError: the optimizer has no such group or knob; nothing was changed then.
+            RemedyError: the remedy does not fit, the message says why; nothing was changed then.
 
         Example:
             >>> import torch
@@ -56,52 +98,190 @@ class Remedy:
             >>> changed = Remedy("weight_decay", 0.01, 5.0).apply(optimizer)
             >>> optimizer.param_groups[0]["weight_decay"], changed[0]["was"]
             (0.01, 5.0)
+            >>> changed.undo()
+            >>> optimizer.param_groups[0]["weight_decay"]
+            5.0
         """
+        inner = knobs.innermost(optimizer)
+        parts = schedules.parts_of(scheduler)
+        knobs.check_kind(inner, self.knob)
+        schedules.check(parts, inner)
+        journal = Journal()
+        try:
+            changes = self._clip(journal, optimizer, inner) if self.knob == "clip" else None
+            if changes is None:
+                places = self._places(inner, force=force)
+                if split:
+                    places = self._split(journal, inner, parts, places, model=model, scheduled=scheduler is not None)
+                changes = self._turn(journal, inner, parts, places)
+        except Exception:
+            journal.undo()
+            raise
+        applied = Applied(self, changes, journal)
+        lost = self.knob == "lr" and not parts and any("initial_lr" in group for group in inner.param_groups)
+        hint = "; a schedule was attached to this optimizer and may undo it: give it as scheduler=" if lost else ""
+        because = f", because of {reason}" if reason else ""
+        logger.warning("thermoclaw: remedy applied: %s%s%s", applied.describe(), because, hint)
+        return applied
+
+    @staticmethod
+    def undo(optimizer: Any, changed: Applied | Sequence[dict[str, Any]]) -> None:
+        """Put back what `apply` returned; `changed.undo()` does the same."""
+        if isinstance(changed, Applied):
+            changed.undo()
+            return
+        inner = knobs.innermost(optimizer)
+        for entry in changed:
+            knobs.write(Journal(), inner, inner.param_groups[entry["group"]], entry["knob"], entry["was"])
+
+    # -- what fits ----------------------------------------------------------------------------------------------------
+
+    def _places(self, optimizer: Any, *, force: bool) -> list[int]:
+        """The groups to change, after every check that does not need the parameters' names."""
         groups = optimizer.param_groups
-        places = self.groups or tuple(range(len(groups)))
+        if self.knob == "lr" and not (math.isfinite(self.factor) and self.factor > 0):
+            raise RemedyError(f"lr was {self.was:g} and should become {self.value:g}: that is no positive factor")
+        places = list(self.groups or range(len(groups)))
         for place in places:
             if not 0 <= place < len(groups):
                 raise RemedyError(f"the optimizer has {len(groups)} parameter groups, the remedy names group {place}")
-            self._read(groups[place], place)
-        changed = []
+        now = {place: knobs.read(groups[place], self.knob, place) for place in places}
+        if all(knobs.has_strayed(groups[i], self.knob, value, self.was, self.value) for i, value in now.items()):
+            if not force:
+                values = ", ".join(f"{value:.4g}" for value in dict.fromkeys(now.values()))
+                raise RemedyError(
+                    f"{self.knob} is {values} now and was {self.was:.4g} when the finding was made: it was changed "
+                    "since. Look again, or apply(..., force=True)"
+                )
+        elif self.knob != "lr":
+            now = {i: v for i, v in now.items() if not knobs.is_there(self.knob, v, self.value, self.was)}
+        now = {i: v for i, v in now.items() if self.knob != "weight_decay" or v != 0}  # none stays none
+        if not now:
+            raise RemedyError(
+                f"{self.knob} is at {self.value:.4g} or beyond in every group: there is nothing to change"
+            )
+        return list(now)
+
+    # -- what is done -------------------------------------------------------------------------------------------------
+
+    def _clip(self, journal: Journal, given: Any, optimizer: Any) -> list[dict[str, Any]]:
+        if not self.value > 0:
+            raise RemedyError(f"clip to {self.value:g}: give a positive norm")
+        if not hasattr(optimizer, "register_step_pre_hook"):
+            raise RemedyError(f"{type(optimizer).__name__} has no step hooks: clip its gradients in the loop")
+        (install,) = install_clip
+        journal.later(install(given, optimizer, self.value))
+        return [{"group": None, "knob": self.knob, "was": _finite(self.was), "now": self.value}]
+
+    def _split(
+        self, journal: Journal, optimizer: Any, parts: list[Any], places: list[int], *, model: Any, scheduled: bool
+    ) -> list[int]:
+        if not self.params:
+            raise RemedyError("this remedy names no parameters: apply it without split=True")
+        groups = optimizer.param_groups
+        if not scheduled and any("initial_lr" in group for group in groups):
+            raise RemedyError(
+                "a schedule was attached to this optimizer, and it fails when a group is added behind its back: give "
+                "it as scheduler="
+            )
+        chosen = regroup.named(model, self.params)
+        places = regroup.places_after_split(groups, chosen, places)
+        schedules.check_lists(parts, len(groups))
+        return [regroup.split(journal, optimizer, parts, chosen, place) for place in places]
+
+    def _turn(self, journal: Journal, optimizer: Any, parts: list[Any], places: list[int]) -> list[dict[str, Any]]:
+        groups, changes = optimizer.param_groups, []
         for place in places:
-            was = self._read(groups[place], place)
-            if self.knob == "weight_decay" and was == 0:
-                continue  # a group without decay stays without
-            self._write(groups[place], self.value)
-            changed.append({"group": place, "knob": self.knob, "was": was, "now": self.value})
-        logger.warning("thermoclaw: remedy applied: %s", self.describe())
-        return changed
+            was = knobs.read(groups[place], self.knob, place)
+            now = was * self.factor if self.knob == "lr" else self.value
+            if self.knob == "lr":
+                knobs.scale_rates(journal, groups[place], self.factor)
+            else:
+                knobs.write(journal, optimizer, groups[place], self.knob, self.value)
+            changes.append({"group": place, "knob": self.knob, "was": _finite(was), "now": _finite(now)})
+        if self.knob == "lr":
+            schedules.scale(journal, parts, places, len(groups), self.factor)
+        elif self.knob == "momentum":
+            schedules.lower_momentum(journal, parts, places, self.value)
+        return changes
 
-    @staticmethod
-    def undo(optimizer: Any, changed: list[dict[str, Any]]) -> None:
-        """Put back what `apply` returned."""
-        for entry in changed:
-            Remedy(entry["knob"], 0.0, 0.0)._write(optimizer.param_groups[entry["group"]], entry["was"])
-
-    def _read(self, group: dict[str, Any], place: int) -> float:
-        if self.knob == "momentum" and "betas" in group:
-            return float(group["betas"][0])
-        if self.knob not in group:
-            raise RemedyError(f"parameter group {place} has no {self.knob!r}; it has {', '.join(sorted(group))}")
-        return float(group[self.knob])
-
-    def _write(self, group: dict[str, Any], value: float) -> None:
-        if self.knob == "momentum" and "betas" in group:
-            group["betas"] = (value, *group["betas"][1:])
-        elif hasattr(group[self.knob], "fill_"):
-            group[self.knob].fill_(value)
-        else:
-            group[self.knob] = value
+    # -- as data ------------------------------------------------------------------------------------------------------
 
     def to_json(self) -> dict[str, Any]:
         """Plain data; `from_json` reads it back."""
-        return {"knob": self.knob, "value": self.value, "was": self.was, "groups": list(self.groups)}
+        return {
+            "knob": self.knob,
+            "value": self.value,
+            "was": self.was,
+            "groups": list(self.groups),
+            "params": list(self.params),
+        }
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Remedy:
         """Rebuild what `to_json` wrote."""
         knob = str(data["knob"])
-        if knob not in ("lr", "weight_decay", "momentum"):
+        if knob not in KNOBS:
             raise ValueError(f"unknown knob {knob!r}")
-        return cls(knob, float(data["value"]), float(data["was"]), tuple(int(g) for g in data["groups"]))
+        groups = tuple(int(g) for g in data["groups"])
+        params = tuple(str(name) for name in data.get("params", ()))
+        return cls(knob, float(data["value"]), float(data["was"]), groups, params)
+
+
+class Applied(Sequence[dict[str, Any]]):
+    """What `Remedy.apply` did: a list of changes that can be taken back.
+
+    Attributes:
+        remedy: the remedy.
+        is_undone: whether it was taken back.
+    """
+
+    def __init__(self, remedy: Remedy, changes: list[dict[str, Any]], journal: Journal) -> None:
+        self.remedy = remedy
+        self.is_undone = False
+        self._changes, self._journal = changes, journal
+
+    def undo(self) -> None:
+        """Take the change back: groups, schedule, hook. A rate that has moved on with its schedule is divided back.
+
+        May wait for a device where a rate is a tensor on one. A second call does nothing.
+        """
+        self.is_undone = True
+        self._journal.undo()
+
+    def describe(self) -> str:
+        """What was done, in words and numbers."""
+        if self.remedy.knob == "clip":
+            return self.remedy.describe()
+        verb = f"lr × {self.remedy.factor:.3g}" if self.remedy.knob == "lr" else self.remedy.knob
+        told: dict[str, list[str]] = {}
+        for change in self._changes:
+            told.setdefault(f"{_word(change['was'])} → {_word(change['now'])}", []).append(str(change["group"]))
+        return f"{verb}: " + "; ".join(f"{change} in group {', '.join(where)}" for change, where in told.items())
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data: the remedy, the changes, and both in words."""
+        return {**self.remedy.to_json(), "changes": [dict(c) for c in self._changes], "text": self.describe()}
+
+    @overload
+    def __getitem__(self, index: int) -> dict[str, Any]: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[dict[str, Any]]: ...
+    def __getitem__(self, index: int | slice) -> dict[str, Any] | list[dict[str, Any]]:
+        """One change, or some."""
+        return self._changes[index]
+
+    def __len__(self) -> int:
+        return len(self._changes)
+
+    def __repr__(self) -> str:
+        return f"Applied({self.describe()}{', undone' if self.is_undone else ''})"
+
+
+def _finite(value: float) -> float | None:
+    """None for what could not be read without waiting, as JSON has no NaN."""
+    return value if math.isfinite(value) else None
+
+
+def _word(value: float | None) -> str:
+    return "?" if value is None else f"{value:.4g}"

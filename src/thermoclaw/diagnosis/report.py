@@ -203,9 +203,21 @@ def _summary(record: Record, findings: list[Finding], healthy: bool, fraction: f
         text.append(f"Overhead per productive unit R_ie = {stats['R_ie_median']:.2g} in the typical layer.")
     if np.isfinite(stats["rho_mean"]):
         text.append(f"Coherence {stats['rho_mean']:.2f}.")
+    text += _changes(record)
     if record.meta.get("failed"):
         text.append("Measuring stopped early after an internal error; see the log.")
     return " ".join(text)
+
+
+def _changes(record: Record) -> list[str]:
+    """What remedies changed while the run went on, a sentence each."""
+    told = []
+    for event in record.events:
+        if event.get("kind") == "remedy":
+            verb = "took back" if event.get("undo") else "changed"
+            who, what = event.get("by") or "You", (event.get("change") or {}).get("text", "a hyper-parameter")
+            told.append(f"{who} {verb} {what}, after step {event.get('step')} ({event.get('finding', 'by hand')}).")
+    return told
 
 
 def _paragraphs(number: int, finding: Finding) -> list[str]:
