@@ -6,6 +6,7 @@
     python -m benchmarks.zoo judge --jobs 2             today's rules on development programs
     python -m benchmarks.zoo judge --held-out           … and on those that no threshold saw
     python -m benchmarks.zoo report                     tables, JSON and pictures of what was judged
+    python -m benchmarks.zoo causal --jobs 2            what was told to change something, again, with that change made
 
 `--only PATTERN` takes a shell pattern or a part of a name such as "gpt.plain" or "*.rate_jumps.*"; `--quick` takes a
 few cases. Traces and results lie in `--out`, by default in the user's cache.
@@ -30,7 +31,7 @@ PARTS = {"dev": "development programs", "held_out": "held-out programs"}
 def parser() -> argparse.ArgumentParser:
     """Of the arguments."""
     top = argparse.ArgumentParser(prog="python -m benchmarks.zoo", description=__doc__.splitlines()[0])
-    top.add_argument("action", choices=("list", "run", "judge", "report"))
+    top.add_argument("action", choices=("list", "run", "judge", "report", "causal"))
     top.add_argument("--only", default="*", help="shell pattern, or a part of a case's name")
     top.add_argument("--quick", action="store_true", help="a few cases only")
     top.add_argument("--jobs", type=int, default=1, help="processes")
@@ -40,8 +41,11 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--held-out", action="store_true", help="held-out programs only")
     top.add_argument("--no-replay", action="store_true", help="judge: skip the live checks")
     top.add_argument("--rival-python", help="run: python of an environment with thermoclaw==0.1.6")
-    top.add_argument("--results", type=Path, help="report: also write the JSON here")
-    top.add_argument("--images", type=Path, help="report: folder of the pictures, by default beside the results")
+    top.add_argument("--traces", type=Path, help="causal: folder of the traces, by default that of --out")
+    top.add_argument("--results", type=Path, help="report, causal: also write the JSON here")
+    top.add_argument(
+        "--images", type=Path, help="report, causal: folder of the pictures, by default beside the results"
+    )
     return top
 
 
@@ -125,8 +129,7 @@ def report(args: argparse.Namespace) -> int:
     if not verdicts:
         print(f"nothing was judged yet in {store.folder}: run, then judge", file=sys.stderr)
         return 1
-    outcomes = {p.name.removesuffix(".outcome.json"): p for p in (store.folder / "traces").glob("*.outcome.json")}
-    told = document({name: json.loads(path.read_text()) for name, path in outcomes.items()}, verdicts)
+    told = document(known_outcomes(store), verdicts)
     told["environment"] = environment()
     paths = [store.write("zoo.json", told)]
     if args.results:
@@ -139,6 +142,53 @@ def report(args: argparse.Namespace) -> int:
     print(text)
     print("\n".join(f"wrote {path}" for path in paths), file=sys.stderr)
     return 0
+
+
+def causal(args: argparse.Namespace) -> int:
+    """Train again with the advice taken; figures, JSON and a picture."""
+    from benchmarks.zoo.cases import chosen
+    from benchmarks.zoo.causal import KIND, try_all
+    from benchmarks.zoo.causal_report import as_text, document
+    from benchmarks.zoo.vet import verdict as vetted
+
+    store, started = Store(args.out), time.perf_counter()
+    traces = Store(args.traces) if args.traces else store
+    outcomes = known_outcomes(traces)
+    cases = chosen(only=args.only, quick=args.quick, part=part_of(args, "all"))
+    cases = [case for case in cases if case.name in outcomes and vetted(case.name, outcomes)[0]]
+    broken = try_all(cases, store, traces, jobs=args.jobs)
+    for name, error in broken:
+        print(f"{name}: {error}", file=sys.stderr)
+    results = {case.name: told for case in cases if (told := store.outcome(case.name, KIND)) is not None}
+    told = {**document(results, outcomes), "environment": environment()}
+    paths = [store.write("causal.json", told)]
+    if args.results:
+        args.results.parent.mkdir(parents=True, exist_ok=True)
+        args.results.write_text(json.dumps(told, indent=1) + "\n")
+        paths.append(args.results)
+    print(as_text(told))
+    paths += draw_causal(told, args.images or store.folder)
+    print("\n".join(f"wrote {path}" for path in paths), file=sys.stderr)
+    print(f"{len(cases)} cases, {len(broken)} broke, {time.perf_counter() - started:.0f} s", file=sys.stderr)
+    return 1 if broken else 0
+
+
+def known_outcomes(store: Store) -> dict[str, dict]:
+    """Of all runs that were made."""
+    paths = (store.folder / "traces").glob("*.outcome.json")
+    return {path.name.removesuffix(".outcome.json"): json.loads(path.read_text()) for path in paths}
+
+
+def draw_causal(told: dict, folder: Path) -> list[Path]:
+    """Pairs of losses, where matplotlib is installed and there are some."""
+    if not any(told.get(part, {}).get("rows") for part in PARTS):
+        return []
+    try:
+        from benchmarks.zoo.causal_picture import draw_pairs
+    except ImportError as error:
+        print(f"no picture: {error}", file=sys.stderr)
+        return []
+    return [draw_pairs(told, folder / "causal.png")]
 
 
 def draw(told: dict, folder: Path) -> list[Path]:
@@ -166,7 +216,7 @@ def environment() -> dict:
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; the exit code."""
     args = parser().parse_args(arguments)
-    actions = {"list": list_cases, "run": run, "judge": judge, "report": report}
+    actions = {"list": list_cases, "run": run, "judge": judge, "report": report, "causal": causal}
     return actions[args.action](args)
 
 

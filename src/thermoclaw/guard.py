@@ -109,6 +109,7 @@ class Guard:
         self.at_least, self.cooldown, self.limit = at_least, cooldown, limit
         self.split, self.dry_run, self.rollback, self.distributed = split, dry_run, rollback, distributed
         self.acts: list[Act] = []
+        self.refused: list[tuple[Finding, str]] = []  # remedies that did not fit, and why
         self.closed = False
         self._on_trial: Act | None = None
         self._handle: Any = None
@@ -133,6 +134,7 @@ class Guard:
         try:
             self._act(finding)
         except RemedyError as error:
+            self.refused.append((finding, str(error)))
             logger.warning("thermoclaw: Guard left %s as it is: %s", finding.code, error)
         except Exception:
             self.closed = True
