@@ -59,7 +59,7 @@ class Guard:
         limit: the largest number of acts.
         split: change the parameters of the finding's layers only, where the remedy names them.
         dry_run: say what would be done, and change nothing.
-        rollback: take an act back where the losses `cooldown` steps later are worse than before it by more than noise.
+        trial: take an act back where the losses `cooldown` steps later are worse than before it by more than noise.
         distributed: act although several processes train together. Findings come from the measured rows, which are the
             same in every process, and from the losses given to `observer.step`: give every process the same loss (an
             averaged one), or none, or processes may act differently and drift apart.
@@ -88,7 +88,7 @@ class Guard:
         limit: int = 3,
         split: bool = False,
         dry_run: bool = False,
-        rollback: bool = False,
+        trial: bool = False,
         distributed: bool = False,
     ) -> None:
         if not isinstance(observer, Observer):
@@ -102,12 +102,12 @@ class Guard:
                 raise ValueError(f"{name}={value!r}: give a whole number of at least 1")
         if _num_processes() > 1 and not distributed:
             raise RuntimeError(_ALONE)
-        if rollback and not can_hook(unwrap(observer.optimizer)):
-            raise ValueError("rollback=True needs an optimizer with step hooks, which this one has not")
+        if trial and not can_hook(unwrap(observer.optimizer)):
+            raise ValueError("trial=True needs an optimizer with step hooks, which this one has not")
         self.observer, self.scheduler = observer, scheduler
         self.model = observer.model if model is None else model
         self.at_least, self.cooldown, self.limit = at_least, cooldown, limit
-        self.split, self.dry_run, self.rollback, self.distributed = split, dry_run, rollback, distributed
+        self.split, self.dry_run, self.trial, self.distributed = split, dry_run, trial, distributed
         self.acts: list[Act] = []
         self.refused: list[tuple[Finding, str]] = []  # remedies that did not fit, and why
         self.closed = False
@@ -160,7 +160,7 @@ class Guard:
         act = Act(step, finding, applied)
         self.acts.append(act)
         self._note(act, undo=False)
-        if self.rollback:
+        if self.trial:
             self._begin_trial(act)
 
     def _note(self, act: Act, *, undo: bool) -> None:

@@ -34,15 +34,15 @@ def innermost(optimizer: Any) -> Any:
     Raises:
         RemedyError: it has no parameter groups.
     """
-    seen: set[int] = set()
-    while id(optimizer) not in seen:
-        seen.add(id(optimizer))
-        inner = getattr(optimizer, "optimizer", None)
-        if inner is not None and hasattr(inner, "param_groups"):
-            optimizer = inner
-    if not hasattr(optimizer, "param_groups"):
+    chain: list[Any] = []
+    found = optimizer
+    while found is not None and all(found is not one for one in chain):
+        chain.append(found)
+        found = getattr(found, "optimizer", None)
+    held = [one for one in chain if hasattr(one, "param_groups")]
+    if not held:
         raise RemedyError(f"apply takes the optimizer, not {type(optimizer).__name__}: it has no param_groups")
-    return optimizer
+    return held[-1]
 
 
 def check_kind(optimizer: Any, knob: str) -> None:
@@ -106,7 +106,11 @@ def _keep_second_moment(journal: Journal, optimizer: Any, group: dict[str, Any],
         for p in group["params"]:
             state = optimizer.state.get(p, {})
             step = state.get("step")
-            if "exp_avg_sq" not in state or step is None or (not is_tensor(step) and step < 1):
+            if "exp_avg_sq" not in state or step is None:
+                continue
+            known = plain(step)
+            step = known if math.isfinite(known) else step  # a tensor on a device stays there
+            if known == 0:  # the only step so far was refused by a loss scaler
                 continue
             factor = (1.0 - new**step) / (1.0 - old**step)
             for name in ("exp_avg_sq", "max_exp_avg_sq"):
