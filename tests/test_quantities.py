@@ -17,6 +17,7 @@ from tests.conftest import mlp, seed_everything
 from tests.reference import Trace, quantities
 from thermoclaw import Observer, Record
 from thermoclaw.measure import native
+from thermoclaw.measure.probed import PROBED
 from thermoclaw.quantities import ALIASES, TABLE, canonical
 
 Loop = Callable[["Setting"], None]
@@ -212,7 +213,7 @@ def assert_columns(record: Record, want: dict[str, Any], *, rtol: float) -> None
 
 def test_the_reference_covers_the_whole_table() -> None:
     _, want = observe(Recipe("sgd", RECIPES[0].make, num_steps=4))
-    assert set(TABLE) - set(want) == {"epoch"}
+    assert set(TABLE) - set(want) == {"epoch", *PROBED}, "what probes measure is tested in test_probe.py"
     assert set(want) <= set(TABLE)
 
 

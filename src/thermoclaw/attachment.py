@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from thermoclaw.attach import Hooks, can_hook
 from thermoclaw.diagnosis.engine import live_findings
 from thermoclaw.diagnosis.finding import Finding
-from thermoclaw.measure.hyper import read_groups
+from thermoclaw.measure.hyper import describe_groups
 from thermoclaw.measure.meter import Meter, Settings
 from thermoclaw.measure.sharded import PeerFailed
 from thermoclaw.partition import Partition
@@ -316,19 +316,29 @@ class Attachment:
         """What the run is."""
         layout = self.meter.layout
         groups: dict[str, list[int]] = {}
+        dtypes: dict[str, list[str]] = {}
+        shapes: dict[str, torch.Size] = {}
         for unit in layout.units:
-            groups.setdefault(layout.layers[unit.layer].name, []).append(unit.group)
-        hypers = [h._asdict() for h in read_groups(self._optimizer)]
+            name = layout.layers[unit.layer].name
+            groups.setdefault(name, []).append(unit.group)
+            for p in unit.params:
+                held = dtypes.setdefault(name, [])
+                if str(p.dtype) not in held:
+                    held.append(str(p.dtype))
+                if name not in shapes or p.numel() > shapes[name].numel():
+                    shapes[name] = p.shape
         return {
             "thermoclaw_version": __version__,
             "torch_version": torch.__version__,
             "python_version": platform.python_version(),
             "optimizer": type(self._optimizer).__name__,
-            "param_groups": hypers,
+            "param_groups": describe_groups(self._optimizer),
             "layer_groups": groups,
             "settings": asdict(self.meter.settings),
             "every": self.meter.cadence.every,
             "devices": sorted({str(unit.device) for unit in layout.units}),
+            "layer_dtypes": {layer: ", ".join(kinds) for layer, kinds in dtypes.items()},
+            "layer_shapes": {layer: list(shape) for layer, shape in shapes.items()},
             "dtypes": sorted({str(p.dtype) for unit in layout.units for p in unit.params}),
             "num_params": sum(layer.num_params for layer in layout.layers),
             "num_skipped": self.meter.intake.num_skipped,

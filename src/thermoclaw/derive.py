@@ -43,7 +43,7 @@ class HyperRows:
     decoupled: Array  # bool
     adaptive: Array  # bool
     nesterov: Array  # bool
-    has_grad: Array  # bool
+    has_grad: Array  # 1 or 0; NaN where no parameter is to be trained
 
 
 def noise_overhead(noise_share: Array) -> Array:
@@ -196,8 +196,8 @@ class Derivation:
         self._before_sq = self._carried = None
         self._started = True
 
-    def rows(self, raw: Array, hyper: HyperRows) -> Array:
-        """Stored quantities [B, L, Q] of raw rows [B, U, K]."""
+    def rows(self, raw: Array, hyper: HyperRows, probed: Mapping[str, Array]) -> Array:
+        """Stored quantities [B, L, Q] of raw rows [B, U, K]; `probed`: those that a probe measured [B, L]."""
         assert self._sums is not None
         assert self._smoother is not None
         with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
@@ -206,6 +206,7 @@ class Derivation:
             smooth = self._smooth(now)
             now.update(smooth)
             now.update(self._split(now))
+        now.update(probed)
         return np.stack([now[name] for name in LAYER_COLUMNS], axis=-1)
 
     def _without_the_lost(self, raw: dict[str, Array]) -> dict[str, Array]:
@@ -230,7 +231,7 @@ class Derivation:
             "update_sq": add(raw["d_d"]),
             "distance": add(raw["f_f"]),
             "sigma": add(np.where(raw["g_g"] == 0, 0.0, lr * raw["g_g"])),
-            "has_grad": (add(hyper.has_grad.astype(float)) > 0).astype(float),
+            "has_grad": _any(add, hyper.has_grad),
             "lr": _mean(add, lr, size),
             "momentum": _mean(add, hyper.momentum, size),
             "weight_decay": _mean(add, hyper.weight_decay, raw["p_p"]),
@@ -284,7 +285,7 @@ class Derivation:
             if self._carried is None:
                 carried = gain * force / (1.0 - beta) if self._started else force
             else:
-                carried = np.where(hyper.has_grad[b], beta * self._carried + gain * force, self._carried)
+                carried = np.where(hyper.has_grad[b] == 1, beta * self._carried + gain * force, self._carried)
             self._carried = np.where(beta > 0, carried, force)
             step[b] = np.where(hyper.nesterov[b] & (beta > 0), force + beta * self._carried, self._carried) / length
         return step
@@ -339,6 +340,12 @@ class Derivation:
             "d_iS_noise": np.maximum(aligned - (1.0 - overhead), 0.0),
         }
         return {name: np.where(sigma == 0, 0.0, sigma * share) for name, share in parts.items()}
+
+
+def _any(add: LayerSums, values: Array) -> Array:
+    """Whether any of a layer's units has a 1; NaN where all of them are NaN."""
+    known = add((~np.isnan(values)).astype(float)) > 0
+    return np.where(known, (add(np.nan_to_num(values)) > 0).astype(float), np.nan)
 
 
 def _mean(add: LayerSums, values: Array, weight: Array) -> Array:

@@ -4,6 +4,9 @@ Cosines between gradients at one, two and three steps' distance, and the steps t
 measurements. With `every = N` a row is kept at steps 1, N + 1, 2N + 1, …, and the three steps before each are measured
 too: 4 of N steps. Up to N = 4 that is every step, and only the record gets shorter.
 
+Some of the kept steps are also *probed*: every row of the gradient is looked at, and now and then the weights (see
+`probe`). Counted in kept rows, probes lie a power of two apart, as do the rows that a long history keeps.
+
 With a budget the first steps are a warm-up: most are measured, a few are left out, and both kinds are timed. Then N is
 the smallest that keeps the mean cost, with some headroom, under the budget, and stays.
 """
@@ -24,6 +27,9 @@ WARMUP = 64  # what was timed on a device has long happened by then
 HEADROOM = 0.8  # of a budget is spent, as costs vary
 LARGEST = 1024
 
+PROBE_EARLY, PROBE_LATER, PROBE_SOON = 4, 8, 64  # steps between probes up to the third number, and after it
+DEEP = 4  # of so many probes, one looks at the weights too
+
 
 @dataclass(frozen=True)
 class Call:
@@ -33,6 +39,8 @@ class Call:
     measured: bool
     kept: bool
     fresh: bool  # the step before was not measured
+    probed: bool = False
+    deep: bool = False  # probed, the weights included
 
 
 class Cadence:
@@ -50,6 +58,7 @@ class Cadence:
         self._origin = 1  # a step that is kept; others follow at multiples of N
         self._number = 0
         self._last_measured = 0
+        self._num_kept = 0
 
     @property
     def sampled(self) -> str | None:
@@ -76,10 +85,24 @@ class Cadence:
         phase = (self._number - self._origin) % self.every
         measured = always or ((phase == 0 or phase >= self.every - LEAD) and not self._is_idle(self._number, lead=0))
         kept = phase == 0 and not self._is_idle(self._number, lead=LEAD)
-        call = Call(self._number, measured, kept, measured and self._last_measured != self._number - 1)
+        place, gap = self._num_kept, self._probe_gap()
+        call = Call(
+            self._number,
+            measured,
+            kept,
+            fresh=measured and self._last_measured != self._number - 1,
+            probed=kept and place % gap == 0,
+            deep=kept and place % (DEEP * gap) == 0,
+        )
         if measured:
             self._last_measured = self._number
+        self._num_kept += kept
         return call
+
+    def _probe_gap(self) -> int:
+        """Kept rows from one probe to the next: a power of two."""
+        steps = PROBE_EARLY if self._number <= PROBE_SOON else PROBE_LATER
+        return 1 << (-(-steps // self.every) - 1).bit_length()
 
     def _is_idle(self, number: int, *, lead: int) -> bool:
         """Whether a step is left out of the warm-up, or comes fewer than `lead` steps after those."""

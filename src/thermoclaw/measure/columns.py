@@ -24,3 +24,22 @@ RAW_COLUMNS = (
     "skipped",  # 1 where a loss scaler refused the step
 )
 RAW = {name: i for i, name in enumerate(RAW_COLUMNS)}
+
+# what a probe writes, one row a unit and probe (see `probe`)
+PROBE_COLUMNS = (
+    "zeros",  # elements of the gradient that are exactly zero
+    "silent",  # rows without gradient in the last few probes
+    "dead",  # and in many
+    "row_likeness",  # of the layer's largest matrix
+    "start_gain",  # of the same
+    "attention_gain",  # of the queries and keys
+)
+PROBE = {name: i for i, name in enumerate(PROBE_COLUMNS)}
+
+# what it looked at, known on the host; NaN for units that are not probed
+SEEN_COLUMNS = (
+    "numbers",  # elements that `zeros` is out of
+    "silent_of",  # rows that `silent` is out of
+    "dead_of",
+)
+SEEN = {name: i for i, name in enumerate(SEEN_COLUMNS)}

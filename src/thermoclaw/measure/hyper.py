@@ -90,6 +90,30 @@ def read_groups(optimizer: Any) -> list[GroupHyper]:
     return [read_group(optimizer, group) for group in optimizer.param_groups]
 
 
+def describe_groups(optimizer: Any) -> list[dict[str, Any]]:
+    """What a record keeps of each group: its numbers and, where it has them, `beta2`, `eps` and `name`."""
+    described = []
+    for group in optimizer.param_groups:
+        more = {"beta2": _second_beta(optimizer, group), "eps": number(group.get("eps"))}
+        entry: dict[str, Any] = {**read_group(optimizer, group)._asdict()}
+        entry |= {name: value for name, value in more.items() if value == value}
+        if isinstance(group.get("name"), str):
+            entry["name"] = group["name"]
+        described.append(entry)
+    return described
+
+
+def _second_beta(optimizer: Any, group: dict[str, Any]) -> float:
+    """Weight of the past in the mean of squared gradients; NaN without one."""
+    betas = group.get("betas")
+    if isinstance(betas, tuple | list) and len(betas) > 1:
+        return number(betas[1])
+    names = {cls.__name__ for cls in type(optimizer).__mro__}
+    if "RMSprop" in names:
+        return number(group.get("alpha"))
+    return number(group.get("rho")) if "Adadelta" in names else number(group.get("beta2"))
+
+
 def device_lrs(optimizer: Any) -> dict[int, torch.Tensor]:
     """Learning rates by group, where they are tensors on an accelerator."""
     found = {}
@@ -101,7 +125,7 @@ def device_lrs(optimizer: Any) -> dict[int, torch.Tensor]:
 
 
 def hyper_rows(
-    groups: Sequence[Sequence[GroupHyper]], has_grad: Sequence[Sequence[bool]], unit_group: np.ndarray
+    groups: Sequence[Sequence[GroupHyper]], has_grad: Sequence[Sequence[float]], unit_group: np.ndarray
 ) -> HyperRows:
     """Group numbers of B steps spread over units, [B, U] each."""
     values = np.array(groups, dtype=np.float64)[:, unit_group, :]
@@ -116,5 +140,5 @@ def hyper_rows(
         decoupled=decoupled > 0,
         adaptive=adaptive > 0,
         nesterov=nesterov > 0,
-        has_grad=np.array(has_grad, dtype=bool),
+        has_grad=np.array(has_grad, dtype=np.float64),
     )

@@ -20,6 +20,7 @@ from thermoclaw.layers import Layout
 from thermoclaw.measure.cadence import Call
 from thermoclaw.measure.columns import RAW
 from thermoclaw.measure.hyper import GroupHyper, hyper_rows
+from thermoclaw.measure.probed import ProbedLayers
 from thermoclaw.quantities import LAYER_COLUMNS, RUN_COLUMNS, Array
 from thermoclaw.record import Record
 
@@ -32,8 +33,9 @@ class RowNotes:
 
     call: Call
     hyper: list[GroupHyper]
-    has_grad: list[bool]
+    has_grad: list[float]
     epoch: int
+    seen: Array | None = None  # what its probe looked at [U, 3]
     loss: float | None = None
 
 
@@ -69,6 +71,7 @@ class Intake:
         self.num_skipped = 0
         self._skipped: deque[int] = deque(maxlen=4096)  # calls that a loss scaler refused
         self._derivation = Derivation(RAW, baseline_steps=baseline_steps, started=started)
+        self._probed = ProbedLayers()
         self._latest: tuple[NDArray[np.int64], Array, Array] | None = None  # the last block, whether kept or not
         dtype = np.float64 if estimated_above is None else np.float32
         if history_bytes is None:
@@ -85,10 +88,11 @@ class Intake:
         estimated = [self._estimated_above is not None and size > self._estimated_above for size in sizes]
         self._derivation.bind(owners, sizes, len(layout.layers), is_estimated=estimated)
         self._derivation.start_from(norms)
+        self._probed.bind(owners, len(layout.layers))
         self.history.widen(len(layout.layers))
 
-    def take(self, raw: Array, run: Array, notes: Sequence[RowNotes]) -> None:
-        """Take in rows [B, U, K] with their losses and counts of refused steps before them, run [B, 2]."""
+    def take(self, raw: Array, run: Array, probes: Array, notes: Sequence[RowNotes]) -> None:
+        """Take in rows [B, U, K], their losses and counts of refused steps before them [B, 2], and probes [B, U, C]."""
         calls = np.array([note.call.number for note in notes])
         refused = np.asarray((np.nan_to_num(raw[:, :, RAW["skipped"]]) > 0).any(axis=1))
         gone = np.nan_to_num(run[:, 1]).astype(np.int64)
@@ -98,6 +102,7 @@ class Intake:
                 self._skipped.append(int(call))
         steps = self.start_step + calls - self.num_skipped - np.cumsum(gone + refused)
         self.num_skipped += int((gone + refused).sum())
+        probed = self._probed.columns(probes, [note.seen for note in notes], refused)
         places = [int(i) for i in np.flatnonzero(~refused)]
         if not places:
             return
@@ -111,7 +116,8 @@ class Intake:
                 self._derivation.gap()
             here = places[start:stop]
             hyper = hyper_rows([notes[i].hyper for i in here], [notes[i].has_grad for i in here], self._unit_group)
-            pieces.append(self._derivation.rows(raw[here], hyper))
+            extra = {name: column[here] for name, column in probed.items()}
+            pieces.append(self._derivation.rows(raw[here], hyper, extra))
         layer_values = np.concatenate(pieces)
         kept_notes = [notes[i] for i in places]
         columns = {

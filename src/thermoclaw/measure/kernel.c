@@ -292,3 +292,116 @@ void thermoclaw_products(const Plan *plan, float *state, const int64_t *slot, co
         row[LR] = as_float(0x7FC00000u); /* not a number: no learning rate on a device */
     }
 }
+
+/* A matrix as the probe sees it, [OUTER, ROWS, INNER] in memory, and the place of its rows among all. */
+enum { SHEET_OUTER, SHEET_ROWS, SHEET_INNER, SHEET_UNIT, SHEET_WATCHED, SHEET_FIRST, SHEET };
+enum { ZEROS, SILENT, DEAD, PROBE_COLUMNS = 6 };
+
+/* How many of n elements are not zero; of either sign. */
+static int64_t count_nonzero(const char *x, int64_t kind, int64_t n) {
+    int64_t total = 0;
+    while (n > 0) {
+        const int64_t count = n < 16384 ? n : 16384;
+        if (kind == FLOAT) {
+            const uint32_t *bits = (const uint32_t *)x;
+            uint32_t found = 0;
+#pragma omp simd reduction(+ : found)
+            for (int64_t k = 0; k < count; k++) found += (bits[k] & 0x7FFFFFFFu) != 0;
+            total += found;
+        } else {
+            const uint16_t *bits = (const uint16_t *)x;
+            uint16_t found = 0;
+#pragma omp simd reduction(+ : found)
+            for (int64_t k = 0; k < count; k++) found = (uint16_t)(found + ((bits[k] & 0x7FFFu) != 0));
+            total += found;
+        }
+        x += count * bytes_of(kind);
+        n -= count;
+    }
+    return total;
+}
+
+/* Adds, to found[r], whether element r is not zero. */
+static void note_nonzero(const char *x, int64_t kind, int64_t n, int64_t *found) {
+    if (kind == FLOAT)
+        for (int64_t r = 0; r < n; r++) found[r] += (((const uint32_t *)x)[r] & 0x7FFFFFFFu) != 0;
+    else
+        for (int64_t r = 0; r < n; r++) found[r] += (((const uint16_t *)x)[r] & 0x7FFFu) != 0;
+}
+
+/* Counts the zeros of gradients and, in `silence`, for how many probes each row has been zero, at most `dead`.
+ * out [U, PROBE_COLUMNS]: zeros, rows silent for `silent` probes and for `dead`; the other columns become NaN.
+ * found: room for the rows of one matrix. */
+void thermoclaw_rows(const int64_t *sheet, int64_t num_sheets, const int64_t *data, const int64_t *kind,
+                     uint8_t *silence, int64_t *found, int64_t silent, int64_t dead, double *out, int64_t num_units) {
+    for (int64_t u = 0; u < num_units; u++)
+        for (int64_t k = 0; k < PROBE_COLUMNS; k++) out[u * PROBE_COLUMNS + k] = k <= DEAD ? 0.0 : as_float(0x7FC00000u);
+    for (int64_t m = 0; m < num_sheets; m++, sheet += SHEET) {
+        const int64_t outer = sheet[SHEET_OUTER], rows = sheet[SHEET_ROWS], inner = sheet[SHEET_INNER];
+        const char *x = (const char *)(intptr_t)data[m];
+        double *sums = out + sheet[SHEET_UNIT] * PROBE_COLUMNS;
+        uint8_t *count = silence + sheet[SHEET_FIRST];
+        if (x == 0) continue;
+        memset(found, 0, (size_t)rows * sizeof *found);
+        for (int64_t a = 0; a < outer; a++)
+            if (inner == 1)
+                note_nonzero(x + a * rows * bytes_of(kind[m]), kind[m], rows, found);
+            else
+                for (int64_t r = 0; r < rows; r++)
+                    found[r] += count_nonzero(x + (a * rows + r) * inner * bytes_of(kind[m]), kind[m], inner);
+        for (int64_t r = 0; r < rows; r++) {
+            sums[ZEROS] += (double)(outer * inner - found[r]);
+            if (!sheet[SHEET_WATCHED]) continue;
+            count[r] = found[r] ? 0 : count[r] < dead ? count[r] + 1 : (uint8_t)dead;
+            sums[SILENT] += count[r] >= silent;
+            sums[DEAD] += count[r] >= dead;
+        }
+    }
+}
+
+/* Adds n elements to sum[], each at its own place or all at the first; returns their squares added up. */
+static double add_columns(const char *x, int64_t kind, int64_t n, int is_one, double *sum) {
+    float room[BLOCK];
+    double norm = 0, total = 0;
+    for (int64_t at = 0; at < n; at += BLOCK) {
+        const int64_t count = n - at < BLOCK ? n - at : BLOCK;
+        const float *v = read(x + at * bytes_of(kind), kind, count, room);
+        if (is_one)
+#pragma omp simd reduction(+ : norm, total)
+            for (int64_t k = 0; k < count; k++) {
+                norm += (double)v[k] * v[k];
+                total += v[k];
+            }
+        else {
+            double *restrict into = sum + at;
+#pragma omp simd reduction(+ : norm)
+            for (int64_t k = 0; k < count; k++) {
+                norm += (double)v[k] * v[k];
+                into[k] += v[k];
+            }
+        }
+    }
+    if (is_one) sum[0] += total;
+    return norm;
+}
+
+/* How much the rows of matrices are alike: like[m] = |sum of rows|^2 / (rows * |W|^2). sum: room for a row of each. */
+void thermoclaw_likeness(const int64_t *sheet, int64_t num_sheets, const int64_t *data, const int64_t *kind, double *sum,
+                         double *like) {
+    for (int64_t m = 0; m < num_sheets; m++, sheet += SHEET) {
+        const int64_t outer = sheet[SHEET_OUTER], rows = sheet[SHEET_ROWS], inner = sheet[SHEET_INNER];
+        const int64_t size = bytes_of(kind[m]);
+        const char *x = (const char *)(intptr_t)data[m];
+        double norm = 0, top = 0;
+        for (int64_t a = 0; a < outer; a++) {
+            memset(sum, 0, (size_t)inner * sizeof *sum);
+            if (inner == 1)
+                norm += add_columns(x + a * rows * size, kind[m], rows, 1, sum);
+            else
+                for (int64_t r = 0; r < rows; r++)
+                    norm += add_columns(x + (a * rows + r) * inner * size, kind[m], inner, 0, sum);
+            for (int64_t k = 0; k < inner; k++) top += sum[k] * sum[k];
+        }
+        like[m] = top / ((double)rows * norm);
+    }
+}

@@ -16,10 +16,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from thermoclaw.buffer import DeviceRing
-from thermoclaw.layers import Layout, lay_out, signature
+from thermoclaw.layers import Layout, Unit, lay_out, signature
+from thermoclaw.measure.anatomy import survey
 from thermoclaw.measure.cadence import Cadence, Call, Clock
 from thermoclaw.measure.hyper import GroupHyper, device_lrs, read_groups
 from thermoclaw.measure.intake import Intake, RowNotes
@@ -52,6 +54,13 @@ def quiet_math() -> Iterator[None]:
             yield
 
 
+def has_gradient(unit: Unit) -> float:
+    """1 if a parameter of the unit has a gradient, 0 if one should and none has, NaN if none is to be trained."""
+    if any(p.grad is not None for p in unit.params):
+        return 1.0
+    return 0.0 if any(getattr(p, "param", p).requires_grad for p in unit.params) else float("nan")
+
+
 class Meter:
     """Measures an optimizer's steps; see the module's docstring."""
 
@@ -73,8 +82,9 @@ class Meter:
         self._met: set[Any] = set()
         self._is_forgotten = False
         self._call: Call | None = None  # between the hooks: the step that is being made
-        self._has_grad: list[bool] = []  # of its units
-        self._captured: tuple[list[GroupHyper], list[bool]] | None = None
+        self._has_grad: list[float] = []  # of its units
+        self._seen: NDArray[np.float64] | None = None  # what was looked at, if it is probed
+        self._captured: tuple[list[GroupHyper], list[float]] | None = None
         layout = lay_out(model, optimizer, partition=partition)
         double = any(p.dtype in (torch.float64, torch.complex128) for u in layout.units for p in u.params)
         self.intake = Intake(
@@ -99,6 +109,7 @@ class Meter:
                 self._met.add(mesh)
         self._parts = Parts(
             layout.units,
+            survey(self._model),
             mode=self.settings.mode,
             size=self.settings.sketch_size,
             lag=self.settings.lag,
@@ -160,6 +171,7 @@ class Meter:
                 self._note_groups(self._partition)
             if not closure:
                 self._read_gradients(getattr(self._optimizer, "grad_scale", None))
+                self._probe(self._call)
 
     def _read_next_groups(self) -> None:
         """In the middle of a step that a partitioned optimizer makes group by group."""
@@ -170,7 +182,7 @@ class Meter:
             self._note_groups(self._partition)
             before = self._has_grad
             self._read_gradients(getattr(self._optimizer, "grad_scale", None), more=True)
-            self._has_grad = [a or b for a, b in zip(before, self._has_grad, strict=True)]
+            self._has_grad = [b if a != 1 else a for a, b in zip(before, self._has_grad, strict=True)]
 
     def _note_groups(self, partition: Partition) -> None:
         """What the groups that are stepped now are stepped with."""
@@ -186,8 +198,13 @@ class Meter:
             self._parts.forget()
 
     def _read_gradients(self, scale: Tensor | None, *, more: bool = False) -> None:
-        self._has_grad = [any(p.grad is not None for p in unit.params) for unit in self.layout.units]
+        self._has_grad = [has_gradient(unit) for unit in self.layout.units]
         self._parts.read_gradients(scale, more=more)
+
+    def _probe(self, call: Call) -> None:
+        """Take a closer look at the gradients just read, where it is time to."""
+        skipped = getattr(self._optimizer, "found_inf", None)
+        self._seen = self._parts.probe(deep=call.deep, skipped=skipped) if call.probed else None
 
     def after_step(self) -> None:
         """Read the parameters after the step and write the row."""
@@ -205,8 +222,9 @@ class Meter:
                 return
             if self._late:
                 self._read_gradients(None)
+                self._probe(call)
             self._parts.write_row(self._lrs, skipped)
-        self._count(RowNotes(call, self._hyper, self._has_grad, self.epoch))
+        self._count(RowNotes(call, self._hyper, self._has_grad, self.epoch, self._seen))
 
     def _count(self, notes: RowNotes) -> None:
         """The host's part of a row."""
@@ -215,6 +233,7 @@ class Meter:
         row[1] = self._refused
         self._refused.zero_()
         self._run.advance()
+        self._parts.count_probe()
         self._notes.append(notes)
         self._pushed += 1
         self._calls.append(notes.call.number)
@@ -351,13 +370,16 @@ class Meter:
         while count > 0:
             block = min(count, 2 * self.settings.lag)
             self.intake.take(
-                self._parts.take(block), self._run.take(block), [self._notes.popleft() for _ in range(block)]
+                self._parts.take(block),
+                self._run.take(block),
+                self._parts.take_probes(block),
+                [self._notes.popleft() for _ in range(block)],
             )
             count -= block
         return len(self.intake.history)
 
     def _rings(self) -> list[DeviceRing]:
-        return [self._run, *(part.ring for part in self._parts)]
+        return [self._run, *(ring for part in self._parts for ring in (part.ring, part.probe.ring))]
 
     def _num_due(self) -> int:
         """Rows of these rings that the fixed lag has let through."""
@@ -373,6 +395,8 @@ class Meter:
         """Number the next step `step + 1`; only before the first row."""
         self.intake.start_step = self.intake.last_step = step
         self.epoch = epoch
+        if step:
+            self._parts.forget_start()
 
     def num_bytes(self) -> dict[str, int]:
         """Bytes held: on the devices and on the host."""

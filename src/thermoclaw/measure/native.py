@@ -89,8 +89,13 @@ def library() -> ctypes.CDLL | None:
         found.thermoclaw_measure.argtypes = [address, address, address, address, integer, address]
         found.thermoclaw_finish.argtypes = [address, address, integer, address]
         found.thermoclaw_products.argtypes = [address] * 6
-        for call in (found.thermoclaw_measure, found.thermoclaw_finish, found.thermoclaw_products):
-            call.restype = None
+        found.thermoclaw_rows.argtypes = [
+            *(address, integer, address, address, address, address),
+            *(integer, integer, address, integer),
+        ]
+        found.thermoclaw_likeness.argtypes = [address, integer, address, address, address, address]
+        for name in ("measure", "finish", "products", "rows", "likeness"):
+            getattr(found, f"thermoclaw_{name}").restype = None
     except (OSError, subprocess.SubprocessError, AttributeError) as error:
         logger.info(
             "thermoclaw: the CPU kernel could not be compiled (%s); measuring with torch operations, at a higher cost",

@@ -15,9 +15,11 @@ from torch import Tensor
 
 from thermoclaw.buffer import DeviceRing
 from thermoclaw.layers import Unit
-from thermoclaw.measure.columns import RAW_COLUMNS
+from thermoclaw.measure.anatomy import Anatomy
+from thermoclaw.measure.columns import PROBE_COLUMNS, RAW_COLUMNS, SEEN_COLUMNS
 from thermoclaw.measure.exact import ExactBackend
 from thermoclaw.measure.fused import keep_for_graphs, sketching_backend
+from thermoclaw.measure.probe import Probe
 from thermoclaw.measure.sums import Backend
 
 
@@ -26,6 +28,19 @@ def make_backend(units: list[Unit], *, mode: str, size: int) -> Backend:
     if mode == "exact":
         return ExactBackend(units)
     return sketching_backend(units, size=size)
+
+
+def main_matrices(units: Sequence[Unit]) -> list[Tensor | None]:
+    """By unit, the largest matrix of its layer, if it is in that unit (the first of several)."""
+    best: dict[int, tuple[int, int, Tensor]] = {}
+    for u, unit in enumerate(units):
+        for p in unit.params:
+            if len(p.shape) > 1 and p.numel() > best.get(unit.layer, (0, 0, p))[0]:
+                best[unit.layer] = p.numel(), u, p
+    found: list[Tensor | None] = [None] * len(units)
+    for _, u, p in best.values():
+        found[u] = p
+    return found
 
 
 def widest(device: torch.device) -> torch.dtype:
@@ -40,6 +55,7 @@ class Part:
     places: list[int]
     backend: Backend
     ring: DeviceRing
+    probe: Probe
 
 
 class Parts:
@@ -47,12 +63,23 @@ class Parts:
 
     Args:
         units: all units.
+        anatomy: of their model.
         mode, size: of the backends.
         lag: rows a block of the rings.
         earlier: what measured before units changed; units that stay keep their memory.
     """
 
-    def __init__(self, units: Sequence[Unit], *, mode: str, size: int, lag: int, earlier: Sequence[Part] = ()) -> None:
+    def __init__(
+        self,
+        units: Sequence[Unit],
+        anatomy: Anatomy,
+        *,
+        mode: str,
+        size: int,
+        lag: int,
+        earlier: Sequence[Part] = (),
+    ) -> None:
+        main = main_matrices(units)
         by_device: dict[torch.device, list[int]] = {}
         for place, unit in enumerate(units):
             by_device.setdefault(unit.device, []).append(place)
@@ -65,7 +92,16 @@ class Parts:
                     backend.adopt(part.backend)
             backend.peers.start(block=lag)
             ring = DeviceRing((len(places), len(RAW_COLUMNS)), block=lag, device=device, dtype=widest(device))
-            self._parts.append(Part(places, backend, ring))
+            probe = Probe(
+                [units[i] for i in places],
+                anatomy,
+                device=device,
+                block=lag,
+                dtype=widest(device),
+                main=[main[i] for i in places],
+                earlier=[part.probe for part in earlier],
+            )
+            self._parts.append(Part(places, backend, ring, probe))
         self.device = self._parts[0].backend.device
 
     def __iter__(self) -> Iterator[Part]:
@@ -93,6 +129,23 @@ class Parts:
         for part in self._parts:
             part.backend.read_gradients(scale=scale, more=more)
 
+    def probe(self, *, deep: bool, skipped: Tensor | None) -> NDArray[np.float64]:
+        """`Probe.read` of all units [U, 3]; `count_probe` follows, as at every row."""
+        seen = np.empty((self._num_units, len(SEEN_COLUMNS)))
+        for part in self._parts:
+            seen[part.places] = part.probe.read(deep=deep, skipped=skipped)
+        return seen
+
+    def count_probe(self) -> None:
+        """Count a row of the probes' rings, whether or not it was probed."""
+        for part in self._parts:
+            part.probe.ring.advance()
+
+    def forget_start(self) -> None:
+        """See `Probe`."""
+        for part in self._parts:
+            part.probe.forget_start()
+
     def write_row(self, lrs: dict[int, Tensor], skipped: Tensor | None, *, captured: bool = False) -> None:
         """Read the parameters after the step and write the row; in a captured graph, only the device's part of it."""
         for part in self._parts:
@@ -115,9 +168,16 @@ class Parts:
             raw[:, part.places] = part.ring.take(count)
         return raw
 
+    def take_probes(self, count: int) -> NDArray[np.float64]:
+        """The next rows of the probes [count, U, C] on the host."""
+        probes = np.empty((count, self._num_units, len(PROBE_COLUMNS)))
+        for part in self._parts:
+            probes[:, part.places] = part.probe.ring.take(count)
+        return probes
+
     def num_bytes(self) -> int:
         """Bytes held on the devices."""
-        return sum(part.backend.num_bytes() + part.ring.num_bytes() for part in self._parts)
+        return sum(part.backend.num_bytes() + part.ring.num_bytes() + part.probe.num_bytes() for part in self._parts)
 
     # -- other processes --------------------------------------------------------------------------------------------
 
