@@ -12,15 +12,25 @@ from thermoclaw.record import Record
 
 logger = logging.getLogger("thermoclaw")
 
-# Root cause before symptom: when the left one is found, the right ones are part of its evidence.
-_EXPLAINS = {
-    "weight_decay_too_high": ("vanishing_gradients", "plateau", "lr_too_high", "frozen_layers"),
-    "lr_too_high": ("exploding_gradients", "plateau", "non_finite"),
-    "momentum_too_high": ("plateau", "lr_too_high"),
-    "no_gradient": ("frozen_layers", "plateau", "vanishing_gradients"),
-    "exploding_gradients": ("plateau",),
-    "vanishing_gradients": ("frozen_layers", "plateau"),
+# Root cause before symptom. A failure of a lower rank makes those of a higher one: what is wrong with the set-up shows
+# as trouble of the dynamics, and that as a loss that is lost or stands still.
+_RANK = {
+    code: rank
+    for rank, codes in enumerate(
+        (
+            "no_gradient gradient_accumulation_bug bad_init frozen_layers lost_updates epsilon_dominates "
+            "lr_schedule_zero layer_lr_mismatch unnormalised_input over_clipping",
+            "underflow dead_units weight_decay_too_high weight_blow_up momentum_too_high second_moment_lag",
+            "gradient_spike",
+            "distribution_shift loss_spike gradient_noise incoherent_update lr_too_low",
+            "lr_too_high vanishing_gradients exploding_gradients label_noise",
+            "overfitting non_finite plateau",
+        )
+    )
+    for code in codes.split()
 }
+_ENDS = ("overfitting", "non_finite", "plateau")  # these explain nothing else
+_SLACK = 12  # steps by which a symptom may seem to begin before its cause
 
 
 def run_rules(record: Record) -> list[Finding]:
@@ -52,20 +62,38 @@ def find(record: Record) -> list[Finding]:
 
 
 def rank(findings: Sequence[Finding]) -> list[Finding]:
-    """Confident and early first; a symptom of something at least as confident goes behind it, and is capped at LOW."""
-    by_code = {finding.code: finding for finding in findings}
-    ranked = []
-    for finding in findings:
-        for cause, symptoms in _EXPLAINS.items():
-            root = by_code.get(cause)
-            if root is None or root is finding or finding.code not in symptoms:
-                continue
-            earlier = root.first_step <= finding.raised_step
-            if earlier and CONFIDENCES.index(root.confidence) <= CONFIDENCES.index(finding.confidence):
-                meaning = f"{finding.meaning} It is explained by the finding {root.code}."
-                finding = replace(finding, confidence="LOW", meaning=meaning)
-        ranked.append(finding)
+    """Root causes first, then confident and early ones; a symptom stands in its cause's evidence and falls to LOW."""
+    ordered = sorted(findings, key=_order)
+    ranked: list[Finding] = []
+    for finding in ordered:
+        root = next((r for r in ranked if _explains(r, finding)), None)
+        if root is None:
+            ranked.append(finding)
+            continue
+        meaning = f"{finding.meaning} It is explained by the finding {root.code}."
+        ranked.append(replace(finding, confidence="LOW", meaning=meaning))
+        ranked[ranked.index(root)] = replace(root, explains=(*root.explains, finding.code))
     return sorted(ranked, key=lambda f: f.severity)
+
+
+def _order(finding: Finding) -> tuple[int, int, int]:
+    """Urgent ones by when they began, the root of two that began together first."""
+    urgent = 0 if finding.confidence != "LOW" else 1
+    return urgent, finding.first_step + _SLACK * _rank_of(finding), CONFIDENCES.index(finding.confidence)
+
+
+def _rank_of(finding: Finding) -> int:
+    """How close to the root a failure stands; a rate that is too high from the first step is part of the set-up."""
+    if finding.code == "lr_too_high" and finding.first_step <= 1:
+        return 0
+    return _RANK.get(finding.code, 3)
+
+
+def _explains(root: Finding, symptom: Finding) -> bool:
+    """Whether one finding accounts for another."""
+    if root.confidence == "LOW" or symptom.confidence == "LOW" or root.code in _ENDS:
+        return False
+    return root.first_step <= symptom.first_step + _SLACK or _rank_of(root) < _rank_of(symptom)
 
 
 def live_findings(record: Record, *, known: Sequence[Finding]) -> list[Finding]:

@@ -29,6 +29,7 @@ class Finding:
         raised_step: the step at which it was certain enough to say so.
         evidence: named quantities with their values.
         remedy: the change as an object that can apply itself, where one exists.
+        explains: codes of other findings that are symptoms of this one.
     """
 
     code: str
@@ -43,6 +44,7 @@ class Finding:
     layers: tuple[str, ...] = ()
     evidence: dict[str, float] = field(default_factory=dict)
     remedy: Remedy | None = None
+    explains: tuple[str, ...] = ()
 
     @property
     def recommendation(self) -> str:
@@ -78,6 +80,7 @@ class Finding:
             "layers": list(self.layers),
             "evidence": {k: float(v) for k, v in self.evidence.items()},
             "remedy": self.remedy.to_json() if self.remedy else None,
+            "explains": list(self.explains),
         }
 
     @classmethod
@@ -94,6 +97,7 @@ class Finding:
             layers=tuple(str(name) for name in data["layers"]),
             evidence={str(k): float(v) for k, v in data["evidence"].items()},
             remedy=remedy,
+            explains=tuple(str(code) for code in data.get("explains", ())),
         )
 
 

@@ -1,7 +1,10 @@
-"""Layers that a rule picked, as the record knows them: their names, their groups."""
+"""Layers that a rule picked, as the record knows them: their names, their groups; and how a rule tells a finding."""
 
 from __future__ import annotations
 
+from typing import Any
+
+from thermoclaw.diagnosis.finding import Finding
 from thermoclaw.diagnosis.signals import Mask
 from thermoclaw.record import LayerInfo, Record
 
@@ -27,3 +30,18 @@ def groups_of(record: Record, mask: Mask) -> tuple[int, ...]:
 def two_digits(value: float) -> float:
     """Two significant digits, which is all that a suggestion deserves."""
     return float(f"{value:.1e}")
+
+
+def tell(
+    record: Record, code: str, confidence: str, span: tuple[int, int], *, mask: Mask | None = None, **words: Any
+) -> Finding:
+    """A finding that held from the row `span[0]` and was certain at the row `span[1]`, about the masked layers."""
+    start, row = span
+    return Finding(
+        code=code,
+        confidence=confidence,
+        first_step=int(record.steps[start]),
+        raised_step=int(record.steps[row]),
+        layers=() if mask is None else names_of(record, mask),
+        **words,
+    )

@@ -29,6 +29,34 @@ def trailing_mean(values: Array, window: int) -> Array:
     return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
 
+def trailing_max(values: Array, window: int) -> Array:
+    """Maximum over the last `window` rows along axis 0, NaN ignored; −Inf where there is nothing."""
+    padded = np.concatenate([np.full((window - 1, *values.shape[1:]), -np.inf), np.where(np.isnan(values), -np.inf, values)])
+    return np.asarray(np.lib.stride_tricks.sliding_window_view(padded, window, axis=0).max(axis=-1))
+
+
+def trailing_median(values: Array, window: int) -> Array:
+    """Median over the last `window` rows, [T]; NaN until there are so many, and where any of them is."""
+    padded = np.concatenate([np.full(window - 1, np.nan), values])
+    return np.asarray(np.median(np.lib.stride_tricks.sliding_window_view(padded, window), axis=-1))
+
+
+def trailing_min(values: Array, window: int) -> Array:
+    """Minimum over the last `window` rows along axis 0; NaN where any of them is."""
+    padded = np.concatenate([np.full((window - 1, *values.shape[1:]), np.inf), values])
+    return np.asarray(np.lib.stride_tricks.sliding_window_view(padded, window, axis=0).min(axis=-1))
+
+
+def weighted_median(values: Array, weights: Array) -> Array:
+    """Median over layers that counts each by its weight, [T]; NaN ignored, NaN where there is nothing."""
+    good = np.isfinite(values)
+    order = np.argsort(np.where(good, values, np.inf), axis=1)
+    mass = np.take_along_axis(np.where(good, weights, 0.0), order, axis=1).cumsum(axis=1)
+    at = np.argmax(mass >= 0.5 * mass[:, -1:], axis=1)
+    row = np.arange(len(values))
+    return np.where(good.any(axis=1), values[row, order[row, at]], np.nan)
+
+
 def lagged(values: Array, rows: int) -> Array:
     """The value `rows` rows ago; the first value before that."""
     return np.concatenate([np.repeat(values[:1], min(rows, len(values)), axis=0), values[: max(len(values) - rows, 0)]])
@@ -57,6 +85,12 @@ def median_over(values: Array, layers: Mask) -> Array:
     with np.errstate(over="ignore"):
         middle = np.where(count % 2 == 1, low, (low + high) / 2)
     return np.where(count > 0, middle, np.nan)
+
+
+def lower_quartile(values: Array, layers: Mask) -> Array:
+    """What three of four of the chosen layers exceed, [T]; NaN counts as least."""
+    chosen = np.sort(np.where(np.isnan(values[:, layers]), -np.inf, values[:, layers]), axis=1)
+    return chosen[:, chosen.shape[1] // 4] if chosen.shape[1] else np.full(len(values), np.nan)
 
 
 def weights_of(record: Record, *, least: int = 64) -> Mask:

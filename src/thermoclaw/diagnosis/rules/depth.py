@@ -5,13 +5,14 @@ from __future__ import annotations
 import numpy as np
 
 from thermoclaw.diagnosis.finding import Finding, describe_layers
-from thermoclaw.diagnosis.selection import chosen, names_of, two_digits
+from thermoclaw.diagnosis.selection import chosen, names_of, tell, two_digits
 from thermoclaw.diagnosis.signals import LossView, Mask, held, median_over, trailing_mean, weights_of
 from thermoclaw.quantities import Array
 from thermoclaw.record import Record
 
 VANISH_RATIO, VANISH_UPDATE = 1e-4, 1e-6
 EXPLODE_RATIO = 70.0
+BLAST_ROWS, BLAST_GRADIENT, BLAST_LOSS = 20, 8.0, 8.0
 
 
 def _depth_profile(record: Record) -> tuple[Mask, Array] | None:
@@ -75,6 +76,9 @@ def exploding_gradients(record: Record) -> Finding | None:
         ratio = np.median(rms[:, :quarter], axis=1) / np.median(rms[:, -quarter:], axis=1)
         total = np.sqrt(np.nansum(record["grad_sq"], axis=1))
         growth = trailing_mean(total, 5) / max(float(np.median(total[:10])), 1e-300)
+    blast = _blast(record, loss, total)
+    if blast is not None:
+        return blast
     bad = loss.lost() | loss.stuck()
     span = held(((ratio > EXPLODE_RATIO) | (growth > EXPLODE_RATIO)) & bad, 10)
     if span is None:
@@ -100,4 +104,30 @@ def exploding_gradients(record: Record) -> Finding | None:
         raised_step=int(record.steps[row]),
         layers=names_of(record, mask) if by_depth else (),
         evidence={"gradient_ratio": float(ratio[row]), "gradient_growth": float(growth[row])},
+    )
+
+
+def _blast(record: Record, loss: LossView, total: Array) -> Finding | None:
+    """A first loss and a first gradient far above what they are a few steps later: signals grow through the layers."""
+    if int(record.steps[0]) != 1 or len(record) < BLAST_ROWS + 10 or not loss.start > 0:
+        return None
+    first, later = float(np.median(total[:2])), float(np.median(total[BLAST_ROWS : BLAST_ROWS + 10]))
+    fell = loss.start / max(float(np.nanmedian(record.loss[BLAST_ROWS : BLAST_ROWS + 10])), 1e-300)
+    if not (first > BLAST_GRADIENT * later and fell > BLAST_LOSS):
+        return None
+    norm = two_digits(later)
+    return tell(
+        record,
+        "exploding_gradients",
+        "MEDIUM",
+        (0, BLAST_ROWS + 9),
+        title="exploding gradients at the start",
+        seen=f"The first loss was {loss.start:.4g} and the first gradient norm {first:.3g}; {BLAST_ROWS} steps later they "
+        f"are {fell:.0f} and {first / later:.0f} times smaller.",
+        meaning="The untouched model multiplies its signal on the way through the layers; the first steps go into "
+        "undoing that, and what the gradients say meanwhile is of no use.",
+        advice=f"Normalize between layers or start with smaller weights (gain near 1), and clip the gradient norm at about "
+        f"{norm:.2g}.",
+        source="He et al. 2015 (arXiv 1502.01852); Karpathy 2019: check the first loss",
+        evidence={"first_gradient": first, "gradient_fell": first / later, "loss_fell": fell},
     )

@@ -8,8 +8,9 @@ import numpy as np
 
 from thermoclaw.diagnosis.finding import Finding
 from thermoclaw.diagnosis.remedies import Remedy
-from thermoclaw.diagnosis.selection import two_digits
-from thermoclaw.diagnosis.signals import LossView, Mask, held, median_over, trailing_mean, weights_of
+from thermoclaw.diagnosis.selection import tell, two_digits
+from thermoclaw.diagnosis.signals import LossView, Mask, held, lower_quartile, median_over, trailing_mean, trailing_min, weights_of
+from thermoclaw.diagnosis.view import view_of
 from thermoclaw.quantities import Array
 from thermoclaw.record import Record
 
@@ -20,6 +21,8 @@ LR_SIGMA_GROWTH = 10.0
 LR_THROWN, LR_THROWN_STEPS, LR_THROWN_SPIKE = 2.0, 20, 1.2
 LR_STALLED_GAIN, LR_STALLED_STEP = 0.1, 100
 LR_EXPLODED = 5.0
+LR_JUMP, LR_JUMP_ROWS = 3.0, 60
+LR_FIRST, LR_FIRST_ROWS = 0.2, 8
 
 
 def lr_too_high(record: Record) -> Finding | None:
@@ -27,6 +30,12 @@ def lr_too_high(record: Record) -> Finding | None:
     loss = LossView.of(record)
     if loss is None:
         return None
+    jump = _after_a_jump(record)
+    if jump is not None:
+        return jump
+    rewritten = _rewritten(record)
+    if rewritten is not None:
+        return rewritten
     burst, lost = _burst(record, loss), loss.lost() & (np.arange(len(record)) >= 10)
     thrown, stalled = _thrown(record, loss), _stalled(record, loss)
     if not (burst | lost | thrown | stalled).any():
@@ -43,6 +52,69 @@ def lr_too_high(record: Record) -> Finding | None:
         span = held(condition, rows)
         if span is not None:
             return _lr_finding(record, loss, signs, kind, confidence, span)
+    return None
+
+
+def _rewritten(record: Record) -> Finding | None:
+    """The very first steps are as long as the weights themselves."""
+    view = view_of(record)
+    if not view.fresh or len(record) < 5:
+        return None
+    ratio = lower_quartile(record["update_ratio"], view.big)[:LR_FIRST_ROWS]
+    if not np.isfinite(ratio).any() or not np.sort(ratio[np.isfinite(ratio)])[-2:].mean() > LR_FIRST:
+        return None
+    worst, row = float(np.nanmax(ratio)), min(LR_FIRST_ROWS, len(record)) - 1
+    at = int(np.nanargmax(ratio))
+    lr = float(view.lr[at])
+    value = two_digits(lr * 3e-3 / worst)
+    return tell(
+        record,
+        "lr_too_high",
+        "HIGH",
+        (0, row),
+        title="the first steps rewrite the weights",
+        seen=f"Step {int(record.steps[at])} moved three of four weight layers by {worst:.0%} of their norm and more, at a "
+        f"learning rate of {lr:.3g}.",
+        meaning="What the initialization (or the pre-training) put there is gone before anything is learned; the run "
+        "goes on from random large weights.",
+        advice=f"Lower the learning rate from {lr:.3g} to about {value:.2g} (steps of 0.3 % of the weights), or warm it "
+        "up over the first hundred steps, and start again.",
+        source="Karpathy 2019: an update ratio of about 1e-3 is usual; docs: diagnosis",
+        evidence={"update_ratio": worst, "lr": lr},
+        remedy=Remedy("lr", value, lr),
+    )
+
+
+def _after_a_jump(record: Record) -> Finding | None:
+    """The rate left everything it had been behind, and the loss rose above all of the steps before."""
+    view = view_of(record)
+    top = np.maximum.accumulate(view.lr) if len(record) else view.lr
+    jumped = np.flatnonzero(view.lr[1:] > LR_JUMP * top[:-1]) + 1
+    for at in jumped[jumped >= 15]:
+        worst = float(np.nanmax(record.loss[at - 10 : at]))
+        above = np.zeros(len(record), dtype=bool)
+        above[at:] = ~(trailing_min(record.loss, 4)[at:] <= worst)  # a loss that is not finite is above
+        above[: at + 4] = False
+        span = held(above, 1)
+        if span is None or span[1] > at + LR_JUMP_ROWS:
+            continue
+        was, now = float(view.lr[at - 1]), float(view.lr[at])
+        return tell(
+            record,
+            "lr_too_high",
+            "HIGH",
+            (int(at), span[1]),
+            title="the learning rate jumped",
+            seen=f"At step {int(record.steps[at])} the learning rate went from {was:.3g} to {now:.3g}, {now / was:.0f} "
+            f"times as high as before, and within {span[1] - int(at)} steps the loss stood at "
+            f"{record.loss[span[1]]:.4g}, where the ten steps before had {worst:.4g} at most.",
+            meaning="The steps became longer than the region in which the gradient is a guide.",
+            advice=f"Go back to a checkpoint before step {int(record.steps[at])}, set the learning rate back to "
+            f"{was:.3g}, and mend the schedule.",
+            source="Cohen et al. 2022 (arXiv 2207.14484)",
+            evidence={"lr": now, "lr_before": was, "loss": float(record.loss[span[1]]), "loss_before": worst},
+            remedy=Remedy("lr", two_digits(was), now),
+        )
     return None
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from thermoclaw.diagnosis.finding import Finding, describe_layers
-from thermoclaw.diagnosis.selection import chosen, names_of
-from thermoclaw.diagnosis.signals import held
+from thermoclaw.diagnosis.selection import chosen, names_of, tell
+from thermoclaw.diagnosis.signals import Mask, held, weights_of
+from thermoclaw.diagnosis.view import view_of
 from thermoclaw.record import Record
 
 
@@ -42,7 +43,7 @@ def frozen_layers(record: Record) -> Finding | None:
     if len(record) < 10:
         return None
     pushed = (record["grad_sq"] > 0) & (record["lr"] > 0)
-    still = pushed & (record["update_sq"] == 0)
+    still = pushed & (record["update_sq"] == 0) & _could_move(record)
     stuck = np.zeros(len(record.layers), dtype=bool)
     rows = []
     for i in np.flatnonzero(still.any(axis=0)):
@@ -68,7 +69,51 @@ def frozen_layers(record: Record) -> Finding | None:
             layers=names_of(record, stuck),
             evidence={"layers": int(stuck.sum())},
         )
-    return _missing_parameters(record)
+    return _cut_off(record) or _missing_parameters(record)
+
+
+def _could_move(record: Record) -> Mask:
+    """Where the gradient is large enough for a step that the weights' number format can hold, [T, L]."""
+    view = view_of(record)
+    gradient = np.sqrt(record["grad_sq"] / view.sizes)
+    if view.is_unit_size:
+        return np.asarray(gradient > 1e-9)
+    weight = np.sqrt(record["param_sq"] / view.sizes)
+    return np.asarray(record["lr"] * gradient > 1e-5 * weight)
+
+
+def _is_adapter(name: str) -> bool:
+    return any(word in name.lower() for word in ("lora", "adapter", "prompt", "ia3"))
+
+
+def _cut_off(record: Record) -> Finding | None:
+    """Everything before some layer gets no gradient although it asks for one: a detach on the way."""
+    asks = np.isfinite(record["has_grad"])
+    never = asks.all(axis=0) & (np.nan_to_num(record["has_grad"]) == 0).all(axis=0)
+    gets = (record["has_grad"] > 0).mean(axis=0) > 0.5
+    if not never.any() or not gets.any():
+        return None
+    first = int(np.argmax(gets))
+    cut = never & (np.arange(len(never)) < first)
+    if not (cut & weights_of(record)).any():
+        return None
+    names = describe_layers(chosen(record, cut), len(record.layers))
+    row = min(9, len(record) - 1)
+    return tell(
+        record,
+        "frozen_layers",
+        "HIGH",
+        (0, row),
+        mask=cut,
+        title=f"no gradient reaches {names}",
+        seen=f"{names} ask for gradients and got none (None) in any of the {len(record)} steps, while everything from "
+        f"{record.layers[first].name} on gets them.",
+        meaning="The graph is cut between the two: a detach(), a no_grad() or a conversion through numpy on the way.",
+        advice=f"Look at what happens to the tensor that goes into {record.layers[first].name}; if the freeze is meant, "
+        "set requires_grad = False on the layers before it.",
+        source="TrainCheck (OSDI 2025); definition",
+        evidence={"layers": float(cut.sum())},
+    )
 
 
 def _missing_parameters(record: Record) -> Finding | None:
@@ -80,7 +125,8 @@ def _missing_parameters(record: Record) -> Finding | None:
     order = [str(name) for name in record.meta.get("parameter_order", ())]
     place = {name: i for i, name in enumerate(order)}
     deliberate = bool(order) and max(place.get(n, 0) for n in missing) < min(place.get(n, 0) for n in optimized)
-    adapters = any(word in name.lower() for name in optimized for word in ("lora", "adapter", "prompt", "ia3"))
+    adapters = any(_is_adapter(name) for name in optimized) and not any(_is_adapter(name) for name in missing)
+    adapters &= len(missing) >= len(optimized)
     confidence = "LOW" if deliberate or adapters else "HIGH"
     some = ", ".join(missing[:3]) + (" …" if len(missing) > 3 else "")
     return Finding(

@@ -1,0 +1,64 @@
+"""Gradients that nobody clears."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from thermoclaw.diagnosis.finding import Finding
+from thermoclaw.diagnosis.selection import tell
+from thermoclaw.diagnosis.signals import held, median_over, trailing_mean
+from thermoclaw.diagnosis.view import view_of
+from thermoclaw.record import Record
+
+PILED_COHERENCE, PILED_GROWTH, PILED_ROWS, PILED_WITHIN = 0.9, 2.5, 6, 80
+SUM_ROWS, SUM_NOISE, SUM_COHERENCE, SUM_BATCHES, SUM_MOVES = 15, 0.02, 0.9, 0.008, 1e-3
+
+
+def gradient_accumulation_bug(record: Record) -> Finding | None:
+    """Gradients of earlier steps are still in the sum: it grows step by step and hardly turns."""
+    view = view_of(record)
+    if not view.fresh or len(record) < 12:
+        return None
+    first = float(np.nanmedian(view.grad[:2])) if np.isfinite(view.grad[:2]).any() else 0.0
+    if not first > 0:
+        return None
+    growth = view.grad / first
+    steady = view.coherence > PILED_COHERENCE
+    piling = steady & (growth > PILED_GROWTH) & (view.record["step"] <= PILED_WITHIN)
+    span, confidence = held(piling, PILED_ROWS), "HIGH"
+    if span is None:
+        span, confidence = _steady_sum(record), "HIGH"
+    if span is None:
+        return None
+    row = span[1]
+    grown = f"grew to {growth[row]:.1f} times the first one's norm" if growth[row] > 1.5 else "is clipped at one norm"
+    return tell(
+        record,
+        "gradient_accumulation_bug",
+        confidence,
+        (0, row),
+        title="gradients pile up over steps",
+        seen=f"By step {int(record.steps[row])} the gradient {grown} and has a cosine of "
+        f"{view.coherence[row]:.3f} with the step before: it is a running sum.",
+        meaning="Each step repeats all earlier gradients: the steps overshoot, and the loss swings or stands.",
+        advice="Call optimizer.zero_grad() once an optimizer step, before backward(); with accumulation, after the "
+        "optimizer has stepped.",
+        source="the cosine of successive partial sums tends to 1 as 1 − O(1/t²); PyTorch adds gradients up by design",
+        evidence={"coherence": float(view.coherence[row]), "gradient_growth": float(growth[row])},
+    )
+
+
+def _steady_sum(record: Record) -> tuple[int, int] | None:
+    """Gradients that hardly turn and show no batch noise although the losses of the batches differ."""
+    view = view_of(record)
+    if view.loss is None:
+        return None
+    noise = trailing_mean(median_over(record["noise_share"], view.big), SUM_ROWS)
+    turning = trailing_mean(view.coherence, SUM_ROWS)
+    bend = np.abs(np.diff(record.loss, 2, prepend=[np.nan, np.nan]))  # a trend has none, batches that differ have
+    with np.errstate(divide="ignore", invalid="ignore"):
+        batches_differ = 0.5 * trailing_mean(bend, SUM_ROWS) / np.abs(view.loss.smooth) > SUM_BATCHES
+    moving = trailing_mean(view.update_ratio, SUM_ROWS) > SUM_MOVES
+    hit = (noise < SUM_NOISE) & (turning > SUM_COHERENCE) & batches_differ & moving
+    hit[:SUM_ROWS] = False
+    return held(hit, 5)

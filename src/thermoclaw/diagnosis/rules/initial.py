@@ -1,0 +1,131 @@
+"""What the first steps show of the beginning: weights at the wrong scale, inputs at the wrong scale."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from thermoclaw.diagnosis.finding import Finding, describe_layers
+from thermoclaw.diagnosis.selection import chosen, tell, two_digits
+from thermoclaw.diagnosis.signals import Mask
+from thermoclaw.diagnosis.view import View, view_of
+from thermoclaw.quantities import Array
+from thermoclaw.record import Record
+
+GAIN_LARGE, GAIN_SMALL = 4.0, 5e-3
+ALIKE = 0.999
+FIRST_ROWS = 10
+
+
+def bad_init(record: Record) -> Finding | None:
+    """Most weight matrices start at zero, far too large, far too small, or with all rows alike."""
+    view = view_of(record)
+    if not view.fresh or len(record) < 3:
+        return None
+    gain = _first(view_of(record).optional("start_gain"))
+    known = np.isfinite(gain) & np.array([layer.ltype != "embedding" for layer in record.layers], dtype=bool)
+    known &= view.trained
+    if known.sum() < 1:
+        return None
+    for what, mask in _wrong_starts(record, gain, known):
+        if mask.sum() > 0.5 * known.sum():
+            return _bad_init(record, what, mask, gain)
+    return None
+
+
+def _wrong_starts(record: Record, gain: Array, known: Mask) -> list[tuple[str, Mask]]:
+    alike = _first(view_of(record).optional("row_likeness")) > ALIKE
+    return [
+        ("zero", known & (gain == 0)),
+        ("large", known & (gain > GAIN_LARGE)),
+        ("small", known & (gain < GAIN_SMALL)),
+        ("alike", known & (gain > 0) & alike),
+    ]
+
+
+def _first(values: Array) -> Array:
+    """The first value of each layer that is not NaN, [L]."""
+    good = np.isfinite(values)
+    row = np.argmax(good, axis=0)
+    return np.where(good.any(axis=0), values[row, np.arange(values.shape[1])], np.nan)
+
+
+def _bad_init(record: Record, what: str, mask: Mask, gain: Array) -> Finding:
+    names = describe_layers(chosen(record, mask), len(record.layers))
+    typical = float(np.median(gain[mask]))
+    seen, factor = {
+        "zero": (f"All weights of {names} start at exactly zero.", 0.0),
+        "large": (f"{names} start {typical:.1f} times as large as keeps a signal's size (gain, rms·√fan-in).", 1.0),
+        "small": (f"{names} start at {typical:.1e} of what keeps a signal's size (gain, rms·√fan-in).", 1.0),
+        "alike": (f"In {names} every output unit starts with the same weights.", 0.0),
+    }[what]
+    meaning = {
+        "zero": "Zero weights pass neither signal nor gradient on: nothing behind the last layer can learn.",
+        "large": "Each layer multiplies what it is given: activations saturate or explode, and the first steps are "
+        "spent on undoing that.",
+        "small": "Each layer shrinks what it is given: nothing of the input reaches the output, nor of the gradient "
+        "the input.",
+        "alike": "Units that start equal get equal gradients and stay equal: the layer is one unit wide.",
+    }[what]
+    scale = f" (here: multiply them by about {two_digits(factor / typical):.2g})" if factor and typical > 0 else ""
+    return tell(
+        record,
+        "bad_init",
+        "HIGH",
+        (0, min(2, len(record) - 1)),
+        mask=mask,
+        title="weights start at a wrong scale" if what in ("large", "small") else "weights start alike",
+        seen=seen,
+        meaning=meaning,
+        advice=f"Initialize with a gain near 1, such as torch.nn.init.kaiming_normal_ or xavier_uniform_{scale}, and "
+        "start again.",
+        source="He et al. 2015 (arXiv 1502.01852): variance kept from layer to layer; SageMaker Debugger, "
+        "PoorWeightInitialization",
+        evidence={"gain": typical, "layers": float(mask.sum())},
+    )
+
+
+INPUT_LARGE, FIRST_AGAINST_OTHERS = 30.0, 30.0
+
+
+def unnormalised_input(record: Record) -> Finding | None:
+    """The first layer is driven by inputs far from unit scale."""
+    view = view_of(record)
+    if not view.fresh or len(record) < 5:
+        return None
+    first = _input_layer(view)
+    if first is None:
+        return None
+    scale = float(np.nanmedian(view_of(record).optional("input_scale")[:64, first])) if _is_known(record, first) else np.nan
+    if not scale > INPUT_LARGE:
+        return None
+    mask = np.arange(len(record.layers)) == first
+    return tell(
+        record,
+        "unnormalised_input",
+        "HIGH",
+        (0, min(8, len(record) - 1)),
+        mask=mask,
+        title="inputs at a wrong scale",
+        seen=f"The gradient of {record.layers[first].name} says that its inputs have a root mean square of about "
+        f"{scale:.3g}, where 1 is usual.",
+        meaning="The first layer's activations and gradients are larger than all others by that factor: one learning "
+        "rate cannot fit both it and the rest.",
+        advice=f"Normalize the inputs: subtract the mean and divide by the standard deviation of the training set "
+        f"(here roughly {two_digits(scale):.2g}).",
+        source="LeCun et al. 1998, Efficient BackProp; UMLAUT (Schoop et al., CHI 2021)",
+        evidence={"input_scale": scale},
+    )
+
+
+def _is_known(record: Record, layer: int) -> bool:
+    return bool(np.isfinite(view_of(record).optional("input_scale")[:64, layer]).any())
+
+
+def _input_layer(view: View) -> int | None:
+    """The first layer with a weight matrix, where it takes numbers and not tokens."""
+    for i, layer in enumerate(view.record.layers):
+        if layer.ltype == "embedding":
+            return None
+        if view.big[i]:
+            return i
+    return None

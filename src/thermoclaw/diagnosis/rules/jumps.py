@@ -1,0 +1,169 @@
+"""What changes from one step to the next although the optimizer did nothing unusual: spikes, and shifts of the data."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from thermoclaw.diagnosis.finding import Finding
+from thermoclaw.diagnosis.remedies import Remedy
+from thermoclaw.diagnosis.selection import tell, two_digits
+from thermoclaw.diagnosis.signals import Mask, held, lagged, trailing_max, trailing_median, trailing_min
+from thermoclaw.diagnosis.view import View, view_of
+from thermoclaw.quantities import Array
+from thermoclaw.record import Record
+
+BEFORE, AFTER = 20, 6
+SHIFT, SHIFT_HIGH = 1.5, 4.0
+SPIKE_OVER, SPIKE_OVER_HIGH, SPIKE_MEMORY = 20.0, 33.0, 50
+LOSS_SPIKE, LOSS_SPIKE_BACK = 0.5, 10
+USUAL_STEP, USUAL_RATE = 3.0, 1.5
+
+
+def level_shift(view: View) -> Array:
+    """How far the last six losses all lie above all of the twenty before them, in spreads of those, [T].
+
+    The spread is 1.48 × the median absolute deviation, and at least a thousandth of the first loss.
+    """
+    values = view.record.loss
+    low = trailing_min(values, AFTER)
+    high = lagged(trailing_max(values, BEFORE), AFTER)
+    spread = 1.48 * lagged(trailing_median(np.abs(values - trailing_median(values, BEFORE)), BEFORE), AFTER)
+    start = abs(view.loss.start) if view.loss is not None else 0.0
+    told = (low - high) / (spread + 1e-3 * start + 1e-300)
+    told[: BEFORE + AFTER] = -np.inf
+    return np.where(np.isfinite(told), told, -np.inf)
+
+
+def was_usual(view: View) -> Mask:
+    """Whether the step that led to a row was no longer than those before it and the rate had not moved, [T]."""
+    step = lagged(view.update, 1)
+    usual = lagged(trailing_median(view.update, 30), 3)
+    rate = view.lr / np.where(lagged(view.lr, 10) > 0, lagged(view.lr, 10), np.nan)
+    changed = np.abs(np.log(np.where(np.isfinite(rate) & (rate > 0), rate, 1.0))) > np.log(USUAL_RATE) * 2
+    return np.asarray((step < USUAL_STEP * usual) & ~changed)
+
+
+def distribution_shift(record: Record) -> Finding | None:
+    """The loss stands on another level from one step to the next, after an ordinary step."""
+    view = view_of(record)
+    if view.loss is None or len(record) < BEFORE + AFTER + 4:
+        return None
+    size = level_shift(view)
+    rows = np.flatnonzero(size > SHIFT)
+    usual = was_usual(view)
+    sudden = _suddenness(view)
+    for row in rows:
+        at = row - AFTER + 1
+        if usual[at] and sudden[row] > 0.5:
+            return _shift(view, at, int(row), float(size[row]))
+    return None
+
+
+def _suddenness(view: View) -> Array:
+    """Share of a rise over the last six rows that came with the first of them, [T]."""
+    values = view.record.loss
+    before = lagged(trailing_median(values, BEFORE), AFTER)
+    first = lagged(values, AFTER - 1)
+    level = trailing_median(values, AFTER)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.asarray((first - before) / (level - before))
+
+
+def _shift(view: View, at: int, row: int, size: float) -> Finding:
+    record, values = view.record, view.record.loss
+    before, now = float(np.median(values[at - BEFORE : at])), float(np.median(values[at : row + 1]))
+    grown = float(np.median(view.grad[at : row + 1]) / np.median(view.grad[at - BEFORE : at]))
+    outside = bool(view.update[at] > 10 * np.median(view.update[at - BEFORE : at]))
+    blame = (
+        "the weights jumped in the same step by more than the optimizer could have moved them: something else wrote "
+        "to them, a checkpoint or a hook"
+        if outside
+        else "no hyper-parameter changed and the step before it was an ordinary one: what came in is different, inputs "
+        "or labels"
+    )
+    return tell(
+        record,
+        "distribution_shift",
+        "HIGH" if size > SHIFT_HIGH else "MEDIUM",
+        (at, row),
+        title="the data changed",
+        seen=f"At step {int(record.steps[at])} the loss went from {before:.4g} to {now:.4g} in one step and stayed "
+        f"there, and the gradient norm changed by {grown:.2g}×; {blame}.",
+        meaning="The loss moved without the weights having moved for it; the optimizer is not the cause.",
+        advice=f"Look at what the loader delivers from step {int(record.steps[at])} on: shard or epoch boundary, "
+        "augmentation or tokenizer, label mapping, shuffling, normalization; go back to the checkpoint before it once "
+        "that is mended.",
+        source="docs: diagnosis, level shifts: six losses above all of the twenty before, after an ordinary step",
+        evidence={"loss_before": before, "loss_after": now, "gradient_change": grown, "shift": size},
+    )
+
+
+def gradient_spike(record: Record) -> Finding | None:
+    """One gradient is out of all proportion to those before it, after an ordinary step."""
+    view = view_of(record)
+    if len(record) < BEFORE + 2:
+        return None
+    with np.errstate(divide="ignore", invalid="ignore"):
+        over = view.grad / lagged(trailing_max(view.grad, SPIKE_MEMORY), 1)
+    over[:BEFORE] = 0.0
+    usual = was_usual(view)
+    hit = np.nan_to_num(over, posinf=np.inf) > SPIKE_OVER
+    hit &= usual & np.isfinite(view.grad)
+    span = held(hit, 1)
+    if span is None:
+        return None
+    row = span[1]
+    norm = two_digits(2.0 * float(np.median(view.grad[max(row - SPIKE_MEMORY, 0) : row])))
+    lasting = int(np.sum(view.grad[row : row + 10] > 5.0 * norm))
+    return tell(
+        record,
+        "gradient_spike",
+        "HIGH" if over[row] > SPIKE_OVER_HIGH else "MEDIUM",
+        span,
+        title="a gradient spike",
+        seen=f"At step {int(record.steps[row])} the gradient norm was {view.grad[row]:.3g}, {over[row]:,.0f} times the "
+        f"largest of the {SPIKE_MEMORY} steps before, after an ordinary step; {lasting} of the next ten steps were of "
+        "that kind.",
+        meaning="One bad batch, or a broken number, decides where the weights go; Adam remembers its square for "
+        "1/(1 − β₂) steps.",
+        advice=f"Clip the gradient norm at about {norm:.3g} (twice its median) or skip such steps, and look at the "
+        f"batches around step {int(record.steps[row])}.",
+        source="ZClip (2504.02507), OLMo-core SkipStepOptimizer: outliers of the norm against its recent past",
+        evidence={"grad_norm": float(view.grad[row]), "over_recent_maximum": float(over[row])},
+        remedy=Remedy("clip", norm, float(view.grad[row])),
+    )
+
+
+def loss_spike(record: Record) -> Finding | None:
+    """The loss jumps for a few steps after an ordinary step, and comes back."""
+    view = view_of(record)
+    if view.loss is None or len(record) < BEFORE + 4:
+        return None
+    values = record.loss
+    recent = lagged(trailing_max(values, 2 * SPIKE_MEMORY), 1)
+    gained = np.maximum(view.loss.start - lagged(view.loss.best, 1), 0.0)
+    spread = lagged(trailing_median(np.abs(values - trailing_median(values, BEFORE)), BEFORE), 1)
+    over = values - recent
+    hit = (over > LOSS_SPIKE * gained) & (values > 1.2 * view.loss.start) & (values > 2.0 * recent)
+    hit &= (over > 10.0 * spread) & (gained > 0) & was_usual(view)
+    hit[:BEFORE] = False
+    back = trailing_max(values, 3) < lagged(recent, LOSS_SPIKE_BACK) + 0.25 * lagged(over, LOSS_SPIKE_BACK)
+    confirmed = lagged(hit.astype(float), LOSS_SPIKE_BACK).astype(bool) & back
+    span = held(confirmed, 1)
+    if span is None:
+        return None
+    row, at = span[1], span[1] - LOSS_SPIKE_BACK
+    return tell(
+        record,
+        "loss_spike",
+        "HIGH" if over[at] > gained[at] else "MEDIUM",
+        (at, row),
+        title="a loss spike",
+        seen=f"At step {int(record.steps[at])} the loss jumped to {values[at]:.4g}, where the {2 * SPIKE_MEMORY} steps before "
+        f"had {recent[at]:.4g} at most, after an ordinary step; {LOSS_SPIKE_BACK} steps later it was back.",
+        meaning="What came in was out of the ordinary: a corrupt or mislabelled batch, or one of another kind.",
+        advice=f"Look at the batches from step {int(record.steps[at])} on; skip batches whose loss stands out, and "
+        "clip the gradient norm.",
+        source="PaLM (2204.02311): spikes come from particular batches; docs: diagnosis, spikes",
+        evidence={"loss": float(values[at]), "recent_maximum": float(recent[at])},
+    )

@@ -1,0 +1,116 @@
+"""Gradients that carry next to no signal: noise of the batch, or labels that say nothing."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from thermoclaw.diagnosis.finding import Finding
+from thermoclaw.diagnosis.selection import tell
+from thermoclaw.diagnosis.signals import Mask, held, lagged, median_over, trailing_mean
+from thermoclaw.diagnosis.view import View, view_of
+from thermoclaw.quantities import Array
+from thermoclaw.record import Record
+
+WINDOW, SETTLED = 40, 80
+ISOTROPIC, ISOTROPIC_BEFORE, ISOTROPIC_ROWS = 0.03, 0.06, 15
+FLAT_LEVEL, FLAT_COHERENCE, FLAT_SHARE = 0.8, 0.1, 0.85
+RESTLESS, CALM = 0.07, 0.06
+
+
+def _flat(view: View) -> tuple[Mask, Array] | None:
+    """Where a run that has barely begun to learn makes no progress though it moves; and the loss's relative noise."""
+    record, loss = view.record, view.loss
+    if loss is None or loss.start <= 0:
+        return None
+    late = trailing_mean(record.loss, WINDOW)
+    early = lagged(late, WINDOW)
+    error = loss.noise * np.sqrt(2.0 / WINDOW)
+    flat = (early - late < 2.5 * error + 0.01 * loss.start) & (late > FLAT_LEVEL * loss.start)
+    moving = (trailing_mean(view.update_ratio, 20) > 2e-4) & (view.lr > 0.3 * np.maximum.accumulate(view.lr))
+    blind = np.abs(trailing_mean(view.coherence, WINDOW)) < FLAT_COHERENCE
+    blind &= trailing_mean(median_over(record["noise_share"], view.big), WINDOW) > FLAT_SHARE
+    where = flat & moving & blind & (np.arange(len(record)) >= SETTLED)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.asarray(where), loss.noise / np.abs(late)
+
+
+def gradient_noise(record: Record) -> Finding | None:
+    """The batch is too small, or the gradient too noisy, for the signal in it."""
+    view = view_of(record)
+    found = _flat(view)
+    span = held(found[0] & (found[1] > RESTLESS), 8) if found is not None else None
+    drowned = _drowned(view)
+    if drowned is not None and (span is None or drowned[0] < span[0]):
+        return _noise(view, drowned, sudden=True)
+    return _noise(view, span, sudden=False) if span is not None else None
+
+
+def _drowned(view: View) -> tuple[int, int] | None:
+    """Successive gradients that had something in common and suddenly have nothing at all, in no layer."""
+    size = np.sqrt(trailing_mean(view.coherence**2, ISOTROPIC_ROWS))
+    before = np.fmax.accumulate(np.where(np.isfinite(size), size, 0.0))
+    before = lagged(trailing_mean(size, 20), ISOTROPIC_ROWS + 5)
+    hit = (size < ISOTROPIC) & (before > ISOTROPIC_BEFORE) & (size < 0.3 * before) & (view.update > 0)
+    hit &= np.arange(len(size)) > ISOTROPIC_ROWS + 25
+    share = trailing_mean(median_over(view.record["noise_share"], view.big), ISOTROPIC_ROWS)
+    span = held(hit & (share > 0.6), 2)
+    return None if span is None else (max(span[0] - ISOTROPIC_ROWS, 0), span[1])
+
+
+def _noise(view: View, span: tuple[int, int], *, sudden: bool) -> Finding:
+    record, row = view.record, span[1]
+    share = float(trailing_mean(median_over(record["noise_share"], view.big), ISOTROPIC_ROWS)[row])
+    coherence = float(trailing_mean(view.coherence, ISOTROPIC_ROWS)[row])
+    size = float(np.sqrt(trailing_mean(view.coherence**2, ISOTROPIC_ROWS)[row]))
+    since = (
+        f"Since step {int(record.steps[span[0]])} successive gradients share nothing in any layer (cosine "
+        f"{coherence:.3f}, and never beyond ± {2 * size:.2f})"
+        if sudden
+        else f"Over {WINDOW} steps the loss made no progress beyond its own noise, and successive gradients share "
+        f"next to nothing (cosine {coherence:.3f})"
+    )
+    return tell(
+        record,
+        "gradient_noise",
+        "HIGH" if sudden else "MEDIUM",
+        span,
+        title="the gradient is mostly noise",
+        seen=f"{since}; {share:.0%} of the squared gradient is noise.",
+        meaning="Steps diffuse instead of descending."
+        + (" Noise was added to the gradient, or what it is computed from is no longer related to the loss." if sudden else ""),
+        advice="Look at what touches gradients since that step: compression, an all-reduce, injected noise, sampling."
+        if sudden
+        else "Use a batch at least four times as large (or accumulate gradients), or lower the learning rate in "
+        "proportion.",
+        source="McCandlish et al. 2018 (arXiv 1812.06162): the noise scale; docs: theory, the drift-free noise estimate",
+        evidence={"noise_share": share, "coherence": coherence, "coherence_size": size},
+    )
+
+
+def label_noise(record: Record) -> Finding | None:
+    """The loss stays near its first level, calmly, and gradients agree on nothing: inputs do not tell the targets."""
+    view = view_of(record)
+    found = _flat(view)
+    if found is None or view.loss is None:
+        return None
+    span = held(found[0] & (found[1] < CALM), 8)
+    if span is None:
+        return None
+    row = span[1]
+    level = float(trailing_mean(record.loss, WINDOW)[row])
+    share = float(trailing_mean(median_over(record["noise_share"], view.big), WINDOW)[row])
+    return tell(
+        record,
+        "label_noise",
+        "MEDIUM",
+        (0, row),
+        title="targets carry next to no information",
+        seen=f"After {int(record.steps[row])} steps of ordinary size the loss stands at {level:.4g}, {level / view.loss.start:.0%}"
+        f" of the first one, and does not fall; {share:.0%} of the squared gradient is noise and successive gradients "
+        f"do not agree (cosine {trailing_mean(view.coherence, WINDOW)[row]:.3f}).",
+        meaning="Once the mean of the targets is learned, nothing in the inputs tells more about them.",
+        advice="Check that inputs and targets still belong together (shuffled apart, off by one, wrong column, wrong "
+        "mapping); train on ten examples: a sound set-up learns them by heart.",
+        source="docs: diagnosis, label noise; Zhang et al. 2017 (arXiv 1611.03530) for training on random labels",
+        evidence={"loss_share": level / view.loss.start, "noise_share": share},
+    )

@@ -1,0 +1,115 @@
+"""Runs that get nowhere because their steps are too short: by the rate itself, or by clipping."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from thermoclaw.diagnosis.finding import Finding
+from thermoclaw.diagnosis.remedies import Remedy
+from thermoclaw.diagnosis.selection import tell, two_digits
+from thermoclaw.diagnosis.signals import Mask, held, trailing_mean
+from thermoclaw.diagnosis.view import View, view_of
+from thermoclaw.quantities import Array
+from thermoclaw.record import Record
+
+LOW_REACH, LOW_ROWS, LOW_GAIN = -0.4, 40, 0.02
+LOW_UPDATE, LOW_PACE, LOW_PACE_HIGH = 2e-4, 8.0, 25.0
+CLIPPED_UPDATE, CLIPPED_GAIN = 6e-4, 0.15
+CLIP_SPREAD, CLIP_ROWS = 1e-3, 20
+
+
+def _crawling(view: View, *, update: float = LOW_UPDATE, gain: float = LOW_GAIN) -> tuple[Mask, Array] | None:
+    """Where the run descends all the time and gets nowhere, and the steps a tenth of the loss takes over those made."""
+    record, loss = view.record, view.loss
+    if loss is None or len(record) < LOW_ROWS:
+        return None
+    descent = -trailing_mean(view.overshoot, 40)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        needed = np.where(descent > 0, 0.1 * np.abs(loss.smooth) / descent, np.inf)
+    pace = needed / np.maximum(record["step"], 1.0)
+    rising = view.lr > 1.02 * np.concatenate([view.lr[:1].repeat(20), view.lr])[: len(view.lr)]
+    short = trailing_mean(view.update_ratio, 20) < update
+    first = float(np.nanmean(record.loss[:10]))
+    little = first - trailing_mean(record.loss, 20) < gain * abs(first)
+    where = (view.reach < LOW_REACH) & short & little & (pace > LOW_PACE) & ~rising & (view.lr > 0)
+    where &= np.arange(len(record)) >= LOW_ROWS
+    return np.asarray(where & np.isfinite(pace)), pace
+
+
+def is_clipped(view: View) -> Mask:
+    """Where the gradient norm has been one and the same number for some time, as clipping makes it, [T]."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = view.grad[1:] / view.grad[:-1]
+    same = np.concatenate([[False], np.abs(ratio - 1.0) < CLIP_SPREAD])
+    return np.asarray(trailing_mean(same.astype(float), CLIP_ROWS) > 0.9)
+
+
+def lr_too_low(record: Record) -> Finding | None:
+    """The gradient keeps its direction over many steps, the steps follow it, and the loss hardly moves."""
+    view = view_of(record)
+    found = _crawling(view)
+    if found is None or view.loss is None:
+        return None
+    where, pace = found
+    span = held(where & (view.is_unit_size | ~is_clipped(view)), 8)
+    if span is None:
+        return None
+    row = span[1]
+    rate, ratio = float(view.lr[row]), float(trailing_mean(view.update_ratio, 20)[row])
+    factor = float(np.clip(1e-3 / max(ratio, 1e-12), 3.0, 1000.0))
+    gained = (view.loss.start - view.loss.best[row]) / abs(view.loss.start)
+    return tell(
+        record,
+        "lr_too_low",
+        "HIGH" if pace[row] > LOW_PACE_HIGH else "MEDIUM",
+        (0, row),
+        title="learning rate too low",
+        seen=f"After {int(record.steps[row])} steps {max(gained, 0.0):.1%} of the loss is gained. A step changes a "
+        f"typical layer by {ratio:.1e} of its norm, and the next batch still falls along it "
+        f"{min(-view.reach[row], 1.0):.0%} as steeply: at this pace a tenth of the loss takes "
+        f"{pace[row] * record['step'][row]:,.0f} steps.",
+        meaning="The steps are far shorter than the region in which the gradient holds.",
+        advice=f"Raise the learning rate from {rate:.3g} to about {two_digits(rate * factor):.2g} (an update of about "
+        "1e-3 of the weights), with a short warm-up. On a well pre-trained model a slow pace may be what you want.",
+        source="Karpathy 2019 (update ratio about 1e-3); descent measured on the next batch, docs: theory, overshoot",
+        evidence={
+            "update_ratio": ratio,
+            "reach": float(view.reach[row]),
+            "steps_for_a_tenth": float(pace[row] * record["step"][row]),
+            "gained": float(gained),
+        },
+        remedy=Remedy("lr", two_digits(rate * factor), rate),
+    )
+
+
+def over_clipping(record: Record) -> Finding | None:
+    """Clipping cuts every gradient, and what is left of it is too short to get anywhere."""
+    view = view_of(record)
+    if view.is_unit_size:  # the size of a step does not depend on the gradient's
+        return None
+    found = _crawling(view, update=CLIPPED_UPDATE, gain=CLIPPED_GAIN)
+    if found is None or view.loss is None:
+        return None
+    where, pace = found
+    clipped = is_clipped(view)
+    span = held(where & clipped, 8)
+    if span is None:
+        return None
+    row = span[1]
+    norm, ratio = float(view.grad[row]), float(trailing_mean(view.update_ratio, 20)[row])
+    value = two_digits(norm * float(np.clip(1e-3 / max(ratio, 1e-12), 3.0, 3000.0)))
+    return tell(
+        record,
+        "over_clipping",
+        "HIGH" if pace[row] > LOW_PACE_HIGH else "MEDIUM",
+        (0, row),
+        title="clipping holds every step back",
+        seen=f"The gradient norm was {norm:.3g} at every one of the last {CLIP_ROWS} steps, as clipping makes it, and a "
+        f"step changes a typical layer by {ratio:.1e} of its norm: at this pace a tenth of the loss takes "
+        f"{pace[row] * record['step'][row]:,.0f} steps.",
+        meaning="With every gradient cut, lr × max_norm is the real step length, and it is too short.",
+        advice=f"Raise max_norm from {norm:.3g} to about {value:.2g}, so that only outliers are cut (fewer than half of "
+        "the steps).",
+        source="Tuning Playbook (Godbole et al. 2023): clipping more than half of the updates",
+        evidence={"max_norm": norm, "update_ratio": ratio, "steps_for_a_tenth": float(pace[row] * record["step"][row])},
+    )

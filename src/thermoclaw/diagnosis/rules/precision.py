@@ -1,0 +1,152 @@
+"""Numbers too coarse for what they have to hold: lost updates, underflow, an epsilon above the gradient."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from thermoclaw.diagnosis.finding import Finding, describe_layers
+from thermoclaw.diagnosis.remedies import Remedy
+from thermoclaw.diagnosis.selection import chosen, tell, two_digits
+from thermoclaw.diagnosis.signals import held, median_over, trailing_mean
+from thermoclaw.diagnosis.view import View, view_of
+from thermoclaw.quantities import Array
+from thermoclaw.record import Record
+
+HALF_ULP = {"torch.bfloat16": 2.0**-9, "torch.float16": 2.0**-12}
+TYPICAL_WEIGHT = 0.67  # median |θ| over root mean square, for a normal distribution
+TYPICAL_STEP = 0.5  # of the learning rate, under Adam
+LOST_SHARE_HIGH, LOST_SHARE = 0.8, 0.5
+ZEROS_MORE, ZEROS_ROWS = 0.25, 2
+EPSILON_STEP, EPSILON_LARGE = 0.02, 1e-5
+
+
+def lost_updates(record: Record) -> Finding | None:
+    """Steps below half a unit in the last place of the weights they are added to."""
+    view = view_of(record)
+    half = _half_ulps(view)
+    if len(record) < 10 or not (half > 0).any() or not view.is_unit_size:
+        return None
+    weight = TYPICAL_WEIGHT * np.sqrt(record["param_sq"] / view.sizes)
+    lost = (TYPICAL_STEP * record["lr"] < half * weight) & (record["lr"] > 0)
+    share = (lost * view.sizes).sum(axis=1) / view.sizes.sum()
+    span = held(share >= LOST_SHARE, 8)
+    if span is None:
+        return None
+    start, row = span
+    mask = lost[row]
+    names = describe_layers(chosen(record, mask), len(record.layers))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        worst = float(np.nanmedian((half * weight / (TYPICAL_STEP * record["lr"]))[row][mask]))
+    return tell(
+        record,
+        "lost_updates",
+        "HIGH" if share[row] >= LOST_SHARE_HIGH else "MEDIUM",
+        span,
+        mask=mask,
+        title="updates are rounded away",
+        seen=f"{names} keep their weights in {_dtypes(view)}; a typical step "
+        f"({TYPICAL_STEP:g} of the learning rate {view.lr[row]:.2g}) is {worst:.1f} times below half the spacing of numbers at a typical weight, in "
+        f"{share[row]:.0%} of the parameters.",
+        meaning="Adding such a step gives the old weight back: most of what the optimizer asks for is lost.",
+        advice="Keep float32 weights and compute in autocast, or use an optimizer with float32 master weights, "
+        "stochastic rounding or Kahan summation.",
+        source="IEEE 754 rounding; Zamirai et al. 2020 (arXiv 2010.06192)",
+        evidence={"share_lost": float(share[row]), "half_spacing_over_step": worst, "lr": float(view.lr[row])},
+    )
+
+
+def _half_ulps(view: View) -> Array:
+    """Half the relative spacing of each layer's number format where it is a short one, else 0."""
+    known = view.record.meta.get("layer_dtypes") or {}
+    all_of = view.record.meta.get("dtypes") or []
+    only = str(all_of[0]) if len(all_of) == 1 else ""
+    return np.array([HALF_ULP.get(str(known.get(layer.name, only)), 0.0) for layer in view.record.layers])
+
+
+def _dtypes(view: View) -> str:
+    known = set(view.record.meta.get("dtypes") or ()) & set(HALF_ULP)
+    return " and ".join(sorted(str(name).removeprefix("torch.") for name in known)) or "half precision"
+
+
+def underflow(record: Record) -> Finding | None:
+    """Ever more gradient elements are exactly zero."""
+    view = view_of(record)
+    if len(record) < 10:
+        return None
+    kinds = np.array([layer.ltype != "embedding" for layer in record.layers], dtype=bool)
+    big = view.big & kinds & view.trained
+    zeros = median_over(view_of(record).optional("grad_zeros"), big)
+    probed = np.flatnonzero(np.isfinite(zeros))
+    if len(probed) < 3:
+        return None
+    values = zeros[probed]
+    base = np.minimum.accumulate(values)
+    span = held(values > base + ZEROS_MORE, ZEROS_ROWS)
+    if span is None or _dead_rows_explain(view, probed[span[1]]):
+        return None
+    start, row = int(probed[span[0]]), int(probed[span[1]])
+    return tell(
+        record,
+        "underflow",
+        "HIGH" if values[span[1]] > base[span[1]] + 2 * ZEROS_MORE or len(values) > span[1] + 2 else "MEDIUM",
+        (start, row),
+        mask=big & (np.nan_to_num(view_of(record).optional("grad_zeros")[row]) > base[span[1]] + ZEROS_MORE),
+        title="gradients underflow to zero",
+        seen=f"The share of gradient elements that are exactly zero rose from {base[span[1]]:.0%} to "
+        f"{values[span[1]]:.0%} in a typical layer by step {int(record.steps[row])}.",
+        meaning="Small gradients fall below the smallest number of their format and are flushed to zero; what is "
+        "learned from them is lost without a trace in the loss.",
+        advice="Raise the loss scale (or let GradScaler grow it again), or use bfloat16, whose range is that of "
+        "float32.",
+        source="Micikevicius et al. 2018 (arXiv 1710.03740)",
+        evidence={"zero_share": float(values[span[1]]), "zero_share_before": float(base[span[1]])},
+    )
+
+
+def _dead_rows_explain(view: View, row: int) -> bool:
+    """Whether whole rows that fell silent at once account for the zeros."""
+    silent = median_over(view.optional("silent_rows"), view.big)[: row + 1]
+    zeros = median_over(view.optional("grad_zeros"), view.big)[: row + 1]
+    good = np.flatnonzero(np.isfinite(silent) & np.isfinite(zeros))
+    return len(good) > 0 and silent[good[-1]] > 0.8 * zeros[good[-1]] and zeros[good[-1]] < 0.99
+
+
+def epsilon_dominates(record: Record) -> Finding | None:
+    """Adam's ε stands above the root of the second moment, so that small gradients make small steps."""
+    view = view_of(record)
+    eps = max((_number(group.get("eps")) for group in view.groups), default=0.0)
+    if len(record) < 10 or not view.is_adam or eps <= 0:
+        return None
+    rms = np.sqrt(record["grad_sq_smooth"] / view.sizes)
+    below = (rms < eps) & (trailing_mean(view.unit_update, 10) < EPSILON_STEP) & (record["lr"] > 0) & (rms > 0)
+    sizes = np.where(view.trained, view.sizes, 0.0)
+    share = (below * sizes).sum(axis=1) / max(sizes.sum(), 1.0)
+    span = held(share > 0.5, 8)
+    if span is None or (span[0] > 50 and eps < EPSILON_LARGE):
+        return None
+    start, row = span
+    mask = below[row]
+    typical = float(np.median(rms[row][mask]))
+    value = two_digits(min(1e-8, 1e-3 * typical)) if typical < 1e-6 else 1e-8
+    return tell(
+        record,
+        "epsilon_dominates",
+        "HIGH",
+        span,
+        mask=mask,
+        title="epsilon hides the gradient",
+        seen=f"Gradients of {describe_layers(chosen(record, mask), len(record.layers))} have a root mean square of "
+        f"{typical:.1e} a weight, below ε = {eps:.1e}; steps are {np.nanmedian(view.unit_update[row][mask]):.1e} of "
+        "the learning rate, where Adam's usually are 0.1 to 1.",
+        meaning="The division by the second moment, which makes the steps the same size in every layer, is switched "
+        "off: this is plain momentum at the rate lr/ε, too slow in most layers.",
+        advice=f"Lower eps from {eps:.1g} to about {value:.1g} (usual is 1e-8); the steps then grow to the learning "
+        "rate, so check that it is one for Adam.",
+        source="Wortsman et al. 2023 (arXiv 2309.14322): ε above the gradient's root mean square",
+        evidence={"grad_rms": typical, "eps": eps, "share": float(share[row])},
+        remedy=Remedy("eps", value, eps),
+    )
+
+
+def _number(value: object) -> float:
+    return float(value) if isinstance(value, (int, float)) and np.isfinite(value) else 0.0

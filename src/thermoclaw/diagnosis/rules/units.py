@@ -1,0 +1,52 @@
+"""Units that no longer take part."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from thermoclaw.diagnosis.finding import Finding, describe_layers
+from thermoclaw.diagnosis.selection import chosen, tell
+from thermoclaw.diagnosis.signals import held
+from thermoclaw.diagnosis.view import view_of
+from thermoclaw.record import Record
+
+SILENT, SILENT_MORE, DEAD = 0.5, 0.4, 0.5
+
+
+def dead_units(record: Record) -> Finding | None:
+    """Most rows of some layers get exactly zero gradient, batch after batch."""
+    view = view_of(record)
+    silent, dead = view.optional("silent_rows"), view.optional("dead_rows")
+    probed = np.flatnonzero(np.isfinite(silent).any(axis=1))
+    if len(probed) < 2:
+        return None
+    quiet, gone = np.nan_to_num(silent[probed]), np.nan_to_num(dead[probed])
+    base = np.minimum.accumulate(np.where(np.isfinite(silent[probed]), quiet, np.inf), axis=0)
+    alive = (record["grad_sq"] > 0).any(axis=0)
+    fell = (quiet > SILENT) & (quiet > base + SILENT_MORE) & alive
+    never = (gone > DEAD) & alive
+    for hit, rows, confidence in ((fell, 2, "HIGH"), (never, 1, "HIGH")):
+        span = held(hit.any(axis=1), rows)
+        if span is not None:
+            break
+    else:
+        return None
+    start, row = int(probed[span[0]]), int(probed[span[1]])
+    mask = hit[span[1]]
+    share = float(np.median(quiet[span[1]][mask]))
+    return tell(
+        record,
+        "dead_units",
+        confidence,
+        (start, row),
+        mask=mask,
+        title="units are dead",
+        seen=f"In {describe_layers(chosen(record, mask), len(record.layers))} {share:.0%} of the output units got exactly "
+        "zero gradient in every batch that was looked at.",
+        meaning="They never fire (a ReLU below zero for all inputs) and can never come back: the layer is that much "
+        "narrower than it was built.",
+        advice="Go back to before they died and lower the learning rate; use GELU, SiLU or LeakyReLU, He "
+        "initialization and biases at zero; or re-initialize the dead units (ReDo).",
+        source="SageMaker Debugger, DeadRelu; Sokar et al. 2023 (arXiv 2302.12902)",
+        evidence={"silent_share": share, "layers": float(mask.sum())},
+    )
