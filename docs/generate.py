@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # whoever loads this file may not look for modules beside it
 
+import causal_tables
 import cost_tables
 from cost_tables import RESULTS
 from markdown_tables import table
@@ -113,5 +114,6 @@ PARTS: dict[str, Callable[[], str]] = {
     "quantities": quantities,
     "rules": rules,
     "demo": demo,
+    **causal_tables.PARTS,
     **cost_tables.PARTS,
 }

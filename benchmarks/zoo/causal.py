@@ -147,6 +147,8 @@ def _outcome(watching: Guarded, outcome: Outcome) -> dict[str, Any]:
         **plain(asdict(outcome)),
         "acts": [{"step": a.step, "code": a.finding.code, "change": plain(a.applied.to_json())} for a in acts],
         "refused": [why for _, why in refused],
+        "alarms": [[a.code, a.confidence, a.raised_step] for a in watching.observer.alarms],
+        "failed": guard is not None and guard.closed,
     }
 
 
