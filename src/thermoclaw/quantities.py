@@ -332,7 +332,11 @@ QUANTITIES: tuple[Quantity, ...] = (
         "√(mean W² · fan-in) of the largest matrix W before the first measured step; told at the first probe only",
         "How much a layer scaled its inputs when the run began; fan-in is 1 for the rows of an embedding.",
         "Glorot & Bengio 2010; He et al. 2015 (arXiv 1502.01852)",
-        bands=(Band("1", "keeps the size of its inputs"), Band("1.4", "the same before a ReLU")),
+        bands=(
+            Band("0.58", "PyTorch's own start of linear and convolutional layers"),
+            Band("1", "keeps the size of its inputs"),
+            Band("1.4", "the same before a ReLU"),
+        ),
     ),
     Quantity(
         "attention_gain",

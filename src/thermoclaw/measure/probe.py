@@ -133,13 +133,13 @@ class Probe:
             refused = skipped.reshape(()).to(self._device) > 0
             self._silence.copy_(torch.where(refused, before, self._silence))
         if self._start is not None:
-            out[self._weight_units, PROBE["start_gain"]] = self._start
+            out[:, PROBE["start_gain"]].index_copy_(0, self._weight_units, self._start)
             self._start = None
         if deep and self._weights:
-            out[self._weight_units, PROBE["row_likeness"]] = self._likeness()
+            out[:, PROBE["row_likeness"]].index_copy_(0, self._weight_units, self._likeness())
         if deep and self._gains:
             gains = torch.stack([gain.step().to(self._dtype) for gain in self._gains])
-            out[self._gain_units, PROBE["attention_gain"]] = gains
+            out[:, PROBE["attention_gain"]].index_copy_(0, self._gain_units, gains)
         return self._seen(grads, readable)
 
     def _count(self, grads: list[Tensor | None], out: Tensor) -> None:

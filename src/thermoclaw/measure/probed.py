@@ -44,7 +44,8 @@ class ProbedLayers:
         """
         nothing = np.full((self._num_units, len(SEEN_COLUMNS)), np.nan)
         out_of = np.stack([nothing if x is None else x for x in seen])
-        values = np.where(np.array([x is not None for x in seen])[:, None, None], values, np.nan)
+        probed = np.array([x is not None for x in seen])
+        values = np.where(probed[:, None, None], values, np.nan)
         columns = {}
         with np.errstate(divide="ignore", invalid="ignore"):
             for name, (part, whole) in _SHARES.items():
@@ -54,13 +55,13 @@ class ProbedLayers:
             known = ~np.isnan(column)
             total = self._sums(np.where(known, column, 0.0))
             columns[name] = np.where(self._sums(known.astype(float)) > 0, total, np.nan)
-        self._hand_on(columns["start_gain"], refused)
+        self._hand_on(columns["start_gain"], probed & ~refused)
         return columns
 
-    def _hand_on(self, start: Array, refused: NDArray[np.bool_]) -> None:
-        for row, is_refused in zip(start, refused, strict=True):
+    def _hand_on(self, start: Array, tells: NDArray[np.bool_]) -> None:
+        for row, is_told in zip(start, tells, strict=True):
             known = ~np.isnan(row)
             self._start[known] = row[known]
-            if not is_refused:
+            if is_told:
                 row[:] = self._start
                 self._start[:] = np.nan
