@@ -19,8 +19,8 @@ _RANK = {
     for rank, codes in enumerate(
         (
             "no_gradient gradient_accumulation_bug bad_init frozen_layers lost_updates epsilon_dominates "
-            "lr_schedule_zero layer_lr_mismatch unnormalised_input over_clipping",
-            "underflow dead_units weight_decay_too_high weight_blow_up momentum_too_high second_moment_lag",
+            "lr_schedule_zero layer_lr_mismatch unnormalised_input over_clipping momentum_too_high",
+            "underflow dead_units weight_decay_too_high weight_blow_up second_moment_lag",
             "gradient_spike",
             "distribution_shift loss_spike gradient_noise incoherent_update lr_too_low",
             "lr_too_high vanishing_gradients exploding_gradients label_noise",
@@ -30,6 +30,7 @@ _RANK = {
     for code in codes.split()
 }
 _ENDS = ("overfitting", "non_finite", "plateau")  # these explain nothing else
+_STANDSTILLS = ("lr_too_low", "over_clipping", "label_noise", "overfitting", "plateau")
 _SLACK = 12  # steps by which a symptom may seem to begin before its cause
 
 
@@ -79,7 +80,12 @@ def rank(findings: Sequence[Finding]) -> list[Finding]:
 def _order(finding: Finding) -> tuple[int, int, int]:
     """Urgent ones by when they began, the root of two that began together first."""
     urgent = 0 if finding.confidence != "LOW" else 1
-    return urgent, finding.first_step + _SLACK * _rank_of(finding), CONFIDENCES.index(finding.confidence)
+    return urgent, _began(finding) + _SLACK * _rank_of(finding), CONFIDENCES.index(finding.confidence)
+
+
+def _began(finding: Finding) -> int:
+    """The step from which a finding counts as a cause; that nothing happens is known only when it has not for long."""
+    return finding.raised_step if finding.code in _STANDSTILLS else finding.first_step
 
 
 def _rank_of(finding: Finding) -> int:
@@ -93,11 +99,14 @@ def _explains(root: Finding, symptom: Finding) -> bool:
     """Whether one finding accounts for another."""
     if root.confidence == "LOW" or symptom.confidence == "LOW" or root.code in _ENDS:
         return False
-    return root.first_step <= symptom.first_step + _SLACK or _rank_of(root) < _rank_of(symptom)
+    return _began(root) <= _began(symptom) + _SLACK or _rank_of(root) < _rank_of(symptom)
 
 
 def live_findings(record: Record, *, known: Sequence[Finding]) -> list[Finding]:
     """Findings of at least MEDIUM confidence that are new, or surer than before, at this point of the run."""
+    changed = max((int(e["step"]) for e in record.events if e.get("kind") == "remedy"), default=0)
+    if changed:  # what came before the change is no evidence against what is set now
+        record, known = record.rows(start=changed + 1), [k for k in known if k.raised_step > changed]
     best = {f.code: min((k for k in known if k.code == f.code), key=lambda k: k.severity) for f in known}
     fresh = []
     for finding in rank(run_rules(record)):

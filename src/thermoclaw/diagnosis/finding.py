@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -106,6 +107,8 @@ def describe_layers(chosen: Sequence[LayerInfo], total: int) -> str:
 
     >>> describe_layers([LayerInfo("wte", "embedding", 9), LayerInfo("wpe", "embedding", 9)], 8)
     '2 embedding layers (wte, wpe)'
+    >>> describe_layers([LayerInfo(f"h.{i}.attn.{p}", "attention", 9) for i in range(4, 10) for p in "qk"], 99)
+    '12 attention layers (h, blocks 4 to 9)'
     """
     count = len(chosen)
     if count == 0:
@@ -115,10 +118,31 @@ def describe_layers(chosen: Sequence[LayerInfo], total: int) -> str:
     kinds: dict[str, int] = {}
     for layer in chosen:
         kinds[layer.ltype] = kinds.get(layer.ltype, 0) + 1
-    names = ", ".join(layer.name for layer in chosen) if count <= 3 else f"{chosen[0].name} … {chosen[-1].name}"
+    names = [layer.name for layer in chosen]
+    where = ", ".join(names) if count <= 3 else _blocks(names) or f"{names[0]} … {names[-1]}"
     if len(kinds) == 1:
         (kind, _), plural = next(iter(kinds.items())), "s" if count > 1 else ""
         word = "layer" if kind == "generic" else f"{kind} layer"
-        return f"{count} {word}{plural} ({names})"
+        return f"{count} {word}{plural} ({where})"
     parts = ", ".join(f"{n} {kind}" for kind, n in sorted(kinds.items(), key=lambda item: -item[1]))
-    return f"{count} layers ({parts}: {names})"
+    return f"{count} layers ({parts}: {where})"
+
+
+def _blocks(names: Sequence[str]) -> str:
+    """Where the names are those of numbered blocks of one stack: the stack and the numbers; else empty."""
+    found = [re.match(r"(.*?)\.?(\d+)\.", name) for name in names]
+    stacks = {match.group(1) for match in found if match}
+    if len(stacks) != 1 or not all(found):
+        return ""
+    numbers = sorted({int(match.group(2)) for match in found if match})
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    if len(runs) > 4:
+        return ""
+    told = ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]} to {run[-1]}" for run in runs)
+    stack = stacks.pop()
+    return f"{stack + ', ' if stack else ''}block{'s' if len(numbers) > 1 else ''} {told}"

@@ -44,7 +44,28 @@ def check(parts: Sequence[Any], optimizer: Any) -> None:
             )
 
 
-def _lists(parts: Sequence[Any], names: Sequence[str]) -> Iterator[list[Any]]:
+class _ByGroup:
+    """A list of a schedule by its name, as many schedules put a new list in its place at each step."""
+
+    def __init__(self, part: Any, name: str) -> None:
+        self._part, self._name = part, name
+
+    @property
+    def values(self) -> list[Any]:
+        found: list[Any] = vars(self._part)[self._name]
+        return found
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def __getitem__(self, place: int) -> Any:
+        return self.values[place]
+
+    def __setitem__(self, place: int, value: Any) -> None:
+        self.values[place] = value
+
+
+def _lists(parts: Sequence[Any], names: Sequence[str]) -> Iterator[_ByGroup]:
     """The named lists of all parts, each once: some share one."""
     seen: set[int] = set()
     for part in parts:
@@ -52,7 +73,7 @@ def _lists(parts: Sequence[Any], names: Sequence[str]) -> Iterator[list[Any]]:
             values = vars(part).get(name)
             if isinstance(values, list) and id(values) not in seen:
                 seen.add(id(values))
-                yield values
+                yield _ByGroup(part, name)
 
 
 def scale(journal: Journal, parts: Sequence[Any], places: Sequence[int], num_groups: int, factor: float) -> None:
@@ -97,11 +118,11 @@ def add_group(parts: Sequence[Any], source: int, num_groups: int) -> None:
     for values in _lists(parts, _BY_GROUP):
         if len(values) == num_groups:
             one = values[source]
-            values.append(one.clone() if is_tensor(one) else one)
+            values.values.append(one.clone() if is_tensor(one) else one)
 
 
 def drop_group(parts: Sequence[Any], place: int, num_groups: int) -> None:
     """Take an entry out again."""
     for values in _lists(parts, _BY_GROUP):
         if len(values) == num_groups:
-            del values[place]
+            del values.values[place]

@@ -84,6 +84,15 @@ class View:
         return np.asarray((np.nan_to_num(self.record["lr"]) > 0).any(axis=0) & (self.record["has_grad"] > 0).any(axis=0))
 
     @cached_property
+    def began_with_weights(self) -> Mask:
+        """Layers that did not start at zero (a new head, the second half of an adapter), [L]."""
+        gain = self.optional("start_gain")
+        known = np.isfinite(gain)
+        first = np.where(known.any(axis=0), gain[np.argmax(known, axis=0), np.arange(gain.shape[1])], np.nan)
+        new = self.record["distance"][:1] > 0.99 * self.record["param_sq"][:1]  # all there is came with the first step
+        return np.where(np.isfinite(first), first > 1e-3, ~new.any(axis=0))
+
+    @cached_property
     def fresh(self) -> bool:
         """Whether the record begins with the run."""
         return len(self.record) > 0 and int(self.record.steps[0]) == 1

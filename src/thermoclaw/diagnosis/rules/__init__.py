@@ -266,8 +266,8 @@ RULES: tuple[Rule, ...] = (
         "vanishing_gradients",
         depth.vanishing_gradients,
         "Early layers get no gradient",
-        "root mean square gradient of first against last layers, and their update_ratio",
-        f"ratio < {depth.VANISH_RATIO:g} and update_ratio < {depth.VANISH_UPDATE:g} for 20 steps",
+        "root mean square gradient of first against last layers",
+        f"ratio < {depth.VANISH_RATIO:g} for {depth.VANISH_ROWS} steps, HIGH < {depth.VANISH_HIGH:g}",
         "AutoTrainer (ICSE 2021)",
     ),
     Rule(

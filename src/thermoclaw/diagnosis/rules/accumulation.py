@@ -8,10 +8,11 @@ from thermoclaw.diagnosis.finding import Finding
 from thermoclaw.diagnosis.selection import tell
 from thermoclaw.diagnosis.signals import held, median_over, trailing_mean
 from thermoclaw.diagnosis.view import view_of
+from thermoclaw.quantities import Array
 from thermoclaw.record import Record
 
 PILED_COHERENCE, PILED_GROWTH, PILED_ROWS, PILED_WITHIN = 0.9, 2.5, 6, 80
-SUM_ROWS, SUM_NOISE, SUM_COHERENCE, SUM_BATCHES, SUM_MOVES = 15, 0.02, 0.9, 0.008, 1e-3
+SUM_ROWS, SUM_NOISE, SUM_COHERENCE, SUM_BATCHES, SUM_MOVES, SUM_KEEPS = 15, 0.02, 0.85, 0.008, 1e-3, 0.8
 
 
 def gradient_accumulation_bug(record: Record) -> Finding | None:
@@ -27,7 +28,7 @@ def gradient_accumulation_bug(record: Record) -> Finding | None:
     piling = steady & (growth > PILED_GROWTH) & (view.record["step"] <= PILED_WITHIN)
     span, confidence = held(piling, PILED_ROWS), "HIGH"
     if span is None:
-        span, confidence = _steady_sum(record), "HIGH"
+        span, confidence = _steady_sum(record, growth), "HIGH"
     if span is None:
         return None
     row = span[1]
@@ -48,7 +49,7 @@ def gradient_accumulation_bug(record: Record) -> Finding | None:
     )
 
 
-def _steady_sum(record: Record) -> tuple[int, int] | None:
+def _steady_sum(record: Record, growth: Array) -> tuple[int, int] | None:
     """Gradients that hardly turn and show no batch noise although the losses of the batches differ."""
     view = view_of(record)
     if view.loss is None:
@@ -57,8 +58,8 @@ def _steady_sum(record: Record) -> tuple[int, int] | None:
     turning = trailing_mean(view.coherence, SUM_ROWS)
     bend = np.abs(np.diff(record.loss, 2, prepend=[np.nan, np.nan]))  # a trend has none, batches that differ have
     with np.errstate(divide="ignore", invalid="ignore"):
-        batches_differ = 0.5 * trailing_mean(bend, SUM_ROWS) / np.abs(view.loss.smooth) > SUM_BATCHES
+        batches_differ = 0.5 * trailing_mean(bend, SUM_ROWS) / np.maximum(np.abs(view.loss.smooth), 0.1 * abs(view.loss.start)) > SUM_BATCHES
     moving = trailing_mean(view.update_ratio, SUM_ROWS) > SUM_MOVES
-    hit = (noise < SUM_NOISE) & (turning > SUM_COHERENCE) & batches_differ & moving
+    hit = (noise < SUM_NOISE) & (turning > SUM_COHERENCE) & batches_differ & moving & (growth > SUM_KEEPS)
     hit[:SUM_ROWS] = False
     return held(hit, 5)

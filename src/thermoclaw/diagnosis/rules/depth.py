@@ -7,12 +7,13 @@ import numpy as np
 from thermoclaw.diagnosis.finding import Finding, describe_layers
 from thermoclaw.diagnosis.selection import chosen, names_of, tell, two_digits
 from thermoclaw.diagnosis.signals import LossView, Mask, held, median_over, trailing_mean, weights_of
+from thermoclaw.diagnosis.view import view_of
 from thermoclaw.quantities import Array
 from thermoclaw.record import Record
 
-VANISH_RATIO, VANISH_UPDATE = 1e-4, 1e-6
+VANISH_RATIO, VANISH_HIGH, VANISH_ROWS = 2e-3, 3e-4, 20
 EXPLODE_RATIO = 70.0
-BLAST_ROWS, BLAST_GRADIENT, BLAST_LOSS = 20, 8.0, 8.0
+STEEP, STEEP_HIGH, STEEP_USUAL = 18.0, 30.0, 4.0
 
 
 def _depth_profile(record: Record) -> tuple[Mask, Array] | None:
@@ -36,27 +37,25 @@ def vanishing_gradients(record: Record) -> Finding | None:
     quarter = max(rms.shape[1] // 4, 1)
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = np.median(rms[:, :quarter], axis=1) / np.median(rms[:, -quarter:], axis=1)
-    faded = ratio < VANISH_RATIO
-    if not faded.any():
-        return None
-    moved = median_over(record["update_ratio"][:, mask], np.arange(rms.shape[1]) < quarter)
-    span = held(faded & (moved < VANISH_UPDATE) & (np.nanmax(record["lr"], axis=1) > 0), 20)
+    alive = np.isfinite(ratio) & (ratio > 0) & (np.nanmax(np.nan_to_num(record["lr"]), axis=1) > 0)
+    span = held(alive & (ratio < VANISH_RATIO), VANISH_ROWS)
     if span is None:
         return None
+    moved = median_over(record["update_ratio"][:, mask], np.arange(rms.shape[1]) < quarter)
     start, row = span
     early = np.zeros(len(record.layers), dtype=bool)
     early[np.flatnonzero(mask)[:quarter]] = True
     names = describe_layers(chosen(record, early), len(record.layers))
     return Finding(
         code="vanishing_gradients",
-        confidence="HIGH" if row - start >= 19 and ratio[row] < 0.01 * VANISH_RATIO else "MEDIUM",
+        confidence="HIGH" if ratio[row] < VANISH_HIGH else "MEDIUM",
         title="vanishing gradients",
         seen=f"The gradient of {names} is {ratio[row]:.1e} of the last layers' per weight, and a step moves them by "
         f"{moved[row]:.1e} of their norm.",
         meaning="The signal dies on its way back; the early layers stay at their initial values.",
         advice="Use residual connections or normalisation, a non-saturating activation, or an initialisation that "
         "keeps the variance from layer to layer.",
-        source="AutoTrainer (Zhang et al., ICSE 2021), with the update as a second condition",
+        source="AutoTrainer (Zhang et al., ICSE 2021), per weight and over the whole early quarter",
         first_step=int(record.steps[start]),
         raised_step=int(record.steps[row]),
         layers=names_of(record, early),
@@ -67,18 +66,16 @@ def vanishing_gradients(record: Record) -> Finding | None:
 def exploding_gradients(record: Record) -> Finding | None:
     """Gradients grow from layer to layer, or from step to step, out of all proportion."""
     profile = _depth_profile(record)
-    loss = LossView.of(record)
-    if profile is None or loss is None:
-        return None
+    blast = _blast(record)
+    loss = view_of(record).loss
+    if blast is not None or profile is None or loss is None:
+        return blast
     mask, rms = profile
     quarter = max(rms.shape[1] // 4, 1)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         ratio = np.median(rms[:, :quarter], axis=1) / np.median(rms[:, -quarter:], axis=1)
         total = np.sqrt(np.nansum(record["grad_sq"], axis=1))
         growth = trailing_mean(total, 5) / max(float(np.median(total[:10])), 1e-300)
-    blast = _blast(record, loss, total)
-    if blast is not None:
-        return blast
     bad = loss.lost() | loss.stuck()
     span = held(((ratio > EXPLODE_RATIO) | (growth > EXPLODE_RATIO)) & bad, 10)
     if span is None:
@@ -107,27 +104,30 @@ def exploding_gradients(record: Record) -> Finding | None:
     )
 
 
-def _blast(record: Record, loss: LossView, total: Array) -> Finding | None:
-    """A first loss and a first gradient far above what they are a few steps later: signals grow through the layers."""
-    if int(record.steps[0]) != 1 or len(record) < BLAST_ROWS + 10 or not loss.start > 0:
+def _blast(record: Record) -> Finding | None:
+    """The untouched model's loss changes by a multiple of itself with a hundredth of its weights."""
+    view = view_of(record)
+    first = float(record.loss[0]) if view.fresh and len(record) >= 3 else np.nan
+    if not first > 0:
         return None
-    first, later = float(np.median(total[:2])), float(np.median(total[BLAST_ROWS : BLAST_ROWS + 10]))
-    fell = loss.start / max(float(np.nanmedian(record.loss[BLAST_ROWS : BLAST_ROWS + 10])), 1e-300)
-    if not (first > BLAST_GRADIENT * later and fell > BLAST_LOSS):
+    with np.errstate(over="ignore"):
+        start = np.abs(record["param_norm"][0] - np.sqrt(record["distance"][0]))  # ‖θ₀‖, at least
+        steep = float(np.nanmedian((record["grad_norm"][0] * start / first)[view.big]))
+    if not steep > STEEP:
         return None
-    norm = two_digits(later)
+    norm = two_digits(float(view.grad[0]) * STEEP_USUAL / steep)
     return tell(
         record,
         "exploding_gradients",
-        "MEDIUM",
-        (0, BLAST_ROWS + 9),
+        "HIGH" if steep > STEEP_HIGH else "MEDIUM",
+        (0, 2),
         title="exploding gradients at the start",
-        seen=f"The first loss was {loss.start:.4g} and the first gradient norm {first:.3g}; {BLAST_ROWS} steps later they "
-        f"are {fell:.0f} and {first / later:.0f} times smaller.",
-        meaning="The untouched model multiplies its signal on the way through the layers; the first steps go into "
-        "undoing that, and what the gradients say meanwhile is of no use.",
-        advice=f"Normalize between layers or start with smaller weights (gain near 1), and clip the gradient norm at about "
-        f"{norm:.2g}.",
-        source="He et al. 2015 (arXiv 1502.01852); Karpathy 2019: check the first loss",
-        evidence={"first_gradient": first, "gradient_fell": first / later, "loss_fell": fell},
+        seen=f"Before anything was learned, ‖g‖‖θ‖ of a typical layer is {steep:,.0f} times the loss: a change of its "
+        f"weights by one part in {steep:,.0f} changes the loss by as much as itself. Usual is 0.1 to {STEEP_USUAL:g}.",
+        meaning="The model multiplies its signal, and with it the gradient, from layer to layer.",
+        advice="Normalize between layers, use residual connections, start with smaller weights (gain near 1; spectral "
+        f"radius near 1 for recurrent ones), check the scale of the inputs, and clip the gradient norm at about {norm:.2g}.",
+        source="He et al. 2015 (arXiv 1502.01852); Pascanu et al. 2013 (arXiv 1211.5063); ⟨g, θ⟩ = kL for a loss "
+        "homogeneous of degree k",
+        evidence={"steepness": steep, "loss": first, "grad_norm": float(view.grad[0])},
     )

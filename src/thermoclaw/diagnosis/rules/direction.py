@@ -7,7 +7,7 @@ import numpy as np
 from thermoclaw.diagnosis.finding import Finding, describe_layers
 from thermoclaw.diagnosis.remedies import Remedy
 from thermoclaw.diagnosis.selection import chosen, tell
-from thermoclaw.diagnosis.signals import held, lagged, trailing_mean, weighted_median
+from thermoclaw.diagnosis.signals import held, lagged, trailing_mean, trailing_median, weighted_median
 from thermoclaw.diagnosis.view import view_of
 from thermoclaw.quantities import Array
 from thermoclaw.record import Record
@@ -66,6 +66,7 @@ def incoherent_update(record: Record) -> Finding | None:
     lost = (usual > LOST_BEFORE) & (now < LOST_SHARE * usual) & (usual - now > LOST_SIGMA * spread)
     lost &= np.arange(len(record)) >= LOST_ROWS + LOST_BEFORE_ROWS
     lost &= (np.abs(view.radial_share) < 0.5) & (view.update > 0) & (np.abs(np.log(view.lr / lagged(view.lr, 35))) < 1.0)
+    lost &= view.update < 2.0 * lagged(trailing_median(view.update, 20), LOST_ROWS)
     if view.loss is not None:
         lost &= ~(view.loss.smooth < LOST_LEVEL * view.loss.start)
     span = held(lost, 2)

@@ -13,9 +13,9 @@ from thermoclaw.quantities import Array
 from thermoclaw.record import Record
 
 BEFORE, AFTER = 20, 6
-SHIFT, SHIFT_HIGH = 1.5, 4.0
+SHIFT, SHIFT_HIGH, FALLS_BACK = 1.5, 4.0, 0.45
 SPIKE_OVER, SPIKE_OVER_HIGH, SPIKE_MEMORY = 20.0, 33.0, 50
-LOSS_SPIKE, LOSS_SPIKE_BACK = 0.5, 10
+LOSS_SPIKE, LOSS_SPIKE_BACK, MANY_SPIKES = 0.5, 10, 4
 USUAL_STEP, USUAL_RATE = 3.0, 1.5
 
 
@@ -54,9 +54,15 @@ def distribution_shift(record: Record) -> Finding | None:
     sudden = _suddenness(view)
     for row in rows:
         at = row - AFTER + 1
-        if usual[at] and sudden[row] > 0.5:
+        if usual[at] and sudden[row] > 0.5 and not _falls_back(record.loss[at : row + 1]):
             return _shift(view, at, int(row), float(size[row]))
     return None
+
+
+def _falls_back(values: Array) -> bool:
+    """Whether the loss falls by more than half from one step to the next: what was odd has passed."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return bool((values[1:] / values[:-1] < FALLS_BACK).any())
 
 
 def _suddenness(view: View) -> Array:
@@ -134,6 +140,12 @@ def gradient_spike(record: Record) -> Finding | None:
     )
 
 
+def _is_alone(record: Record, at: int, start: float) -> bool:
+    """Whether a spike that falls back at once is among the first few; where they come again and again, it is no batch."""
+    before = record.loss[max(at - 400, 0) : at]
+    return _falls_back(record.loss[at : at + LOSS_SPIKE_BACK + 1]) and int((before > 1.2 * start).sum()) < MANY_SPIKES
+
+
 def loss_spike(record: Record) -> Finding | None:
     """The loss jumps for a few steps after an ordinary step, and comes back."""
     view = view_of(record)
@@ -149,10 +161,10 @@ def loss_spike(record: Record) -> Finding | None:
     hit[:BEFORE] = False
     back = trailing_max(values, 3) < lagged(recent, LOSS_SPIKE_BACK) + 0.25 * lagged(over, LOSS_SPIKE_BACK)
     confirmed = lagged(hit.astype(float), LOSS_SPIKE_BACK).astype(bool) & back
-    span = held(confirmed, 1)
-    if span is None:
+    rows = [r for r in np.flatnonzero(confirmed) if _is_alone(record, int(r) - LOSS_SPIKE_BACK, view.loss.start)]
+    if not rows:
         return None
-    row, at = span[1], span[1] - LOSS_SPIKE_BACK
+    row, at = int(rows[0]), int(rows[0]) - LOSS_SPIKE_BACK
     return tell(
         record,
         "loss_spike",

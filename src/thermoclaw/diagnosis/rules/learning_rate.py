@@ -60,7 +60,9 @@ def _rewritten(record: Record) -> Finding | None:
     view = view_of(record)
     if not view.fresh or len(record) < 5:
         return None
-    ratio = lower_quartile(record["update_ratio"], view.big)[:LR_FIRST_ROWS]
+    norm = np.maximum.accumulate(np.nan_to_num(record["param_norm"][:LR_FIRST_ROWS]), axis=0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = lower_quartile(record["update_norm"][:LR_FIRST_ROWS] / norm, view.big & view.began_with_weights)
     if not np.isfinite(ratio).any() or not np.sort(ratio[np.isfinite(ratio)])[-2:].mean() > LR_FIRST:
         return None
     worst, row = float(np.nanmax(ratio)), min(LR_FIRST_ROWS, len(record)) - 1

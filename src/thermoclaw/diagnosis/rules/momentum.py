@@ -33,6 +33,7 @@ def momentum_too_high(record: Record) -> Finding | None:
         return None
     start, row = span
     c, rho = float(alignment[row]), float(coherence[row])
+    start = 0 if record["momentum"][0].max() >= beta - 1e-6 else start  # it is there from the first step, seen later
     confidence = "HIGH" if beta >= 0.99 and (lasting or c < 0.3 * rho) else "MEDIUM"
     return Finding(
         code="momentum_too_high",

@@ -15,7 +15,7 @@ from thermoclaw.record import Record
 HALF_ULP = {"torch.bfloat16": 2.0**-9, "torch.float16": 2.0**-12}
 TYPICAL_WEIGHT = 0.67  # median |θ| over root mean square, for a normal distribution
 TYPICAL_STEP = 0.5  # of the learning rate, under Adam
-LOST_SHARE_HIGH, LOST_SHARE = 0.8, 0.5
+LOST_SHARE_HIGH, LOST_SHARE, LOST_LAYERS = 0.8, 0.5, 0.14
 ZEROS_MORE, ZEROS_ROWS = 0.25, 2
 EPSILON_STEP, EPSILON_LARGE = 0.02, 1e-5
 
@@ -29,7 +29,7 @@ def lost_updates(record: Record) -> Finding | None:
     weight = TYPICAL_WEIGHT * np.sqrt(record["param_sq"] / view.sizes)
     lost = (TYPICAL_STEP * record["lr"] < half * weight) & (record["lr"] > 0)
     share = (lost * view.sizes).sum(axis=1) / view.sizes.sum()
-    span = held(share >= LOST_SHARE, 8)
+    span = held((share >= LOST_SHARE) | (lost.mean(axis=1) >= LOST_LAYERS), 8)
     if span is None:
         return None
     start, row = span

@@ -84,6 +84,10 @@ def _rates(view: View) -> np.ndarray:
         groups = {int(g) for g in known.get(layer.name, ())}
         if len(groups) == 1 and len(view.lr):
             rates[min(groups)] = view.record["lr"][row, i]
+    for i, layer in enumerate(view.record.layers):  # a group that shares all its layers: at least their mean
+        for g in {int(g) for g in known.get(layer.name, ())} if len(view.lr) else ():
+            if not rates[g] > 0:
+                rates[g] = view.record["lr"][row, i]
     return rates
 
 
