@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,18 @@ def found(remedy: Remedy | None = None, *, confidence: str = "HIGH", code: str =
         raised_step=8,
         remedy=remedy,
     )
+
+
+@pytest.fixture(autouse=True)
+def by_hand(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the test raises alarms, unless it asks for the rules."""
+    if "rules" not in request.fixturenames:
+        monkeypatch.setattr("thermoclaw.attachment.live_findings", lambda *_, **__: [])
+
+
+@pytest.fixture
+def rules() -> None:
+    """The real rules raise alarms."""
 
 
 LOWER = Remedy("weight_decay", 0.01, 1.0)
@@ -70,6 +83,7 @@ class Run:
         return [event for event in self.observer.record().events if event["kind"] == "remedy"]
 
 
+@pytest.mark.usefixtures("rules")
 def test_a_run_that_decays_to_death_is_saved_and_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     left, right = Run(decay=1.0, lr=0.01), Run(decay=1.0, lr=0.01)
     guard = Guard(right.observer, scheduler=right.schedule)
@@ -107,7 +121,12 @@ def test_an_act_is_an_event_of_the_run_with_plain_data(tmp_path: Path) -> None:
     assert "Guard took back" in diagnose(run.observer).summary
 
 
-@pytest.mark.parametrize("settings", [{}, {"trial": True, "at_least": "MEDIUM"}], ids=["plain", "trial"])
+@pytest.mark.usefixtures("rules")
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"trial": True, "at_least": "MEDIUM"}, {"rollback": True, "cooldown": 7}],
+    ids=["plain", "trial", "rollback"],
+)
 def test_a_healthy_run_is_the_same_to_the_bit(settings: dict[str, Any]) -> None:
     def run(*, guarded: bool) -> Any:
         made = Run(decay=0.01)
@@ -209,6 +228,72 @@ def test_an_act_on_trial_that_makes_it_worse_is_taken_back(value: float, is_kept
     assert run.decay == (value if is_kept else 1e-3)
     assert [event["undo"] for event in run.events] == ([False] if is_kept else [False, True])
     guard.close()
+
+
+# -- back to earlier weights ------------------------------------------------------------------------------------------
+
+
+def weights(run: Run) -> list[torch.Tensor]:
+    return [p.detach().clone() for p in run.model.parameters()]
+
+
+@pytest.mark.parametrize(("first_step", "expected"), [(25, 20), (11, 10), (20, 10), (3, 10)])
+def test_a_rollback_puts_back_the_copy_from_before_the_finding(first_step: int, expected: int) -> None:
+    """Copies are made at steps 0, 10 and 20, two are kept."""
+    run = Run()
+    guard = Guard(run.observer, cooldown=10, rollback=True)
+    kept = {}
+    for step in range(1, 29):
+        run.steps(1)
+        buffers = [state["momentum_buffer"].clone() for state in run.optimizer.state.values()]
+        kept[step] = weights(run), buffers
+    run.alarm(replace(found(LOWER), first_step=first_step))
+    (act,) = guard.acts
+    assert act.rewound_to == expected
+    assert run.decay == 0.01
+    now = weights(run), [state["momentum_buffer"] for state in run.optimizer.state.values()]
+    for here, there in zip(now, kept[expected], strict=True):
+        assert all(torch.equal(p, q) for p, q in zip(here, there, strict=True))
+    run.steps(10)
+    assert run.events[0]["change"]["rewound_to"] == expected
+    assert f"with the weights of step {expected}" in diagnose(run.observer).summary
+    assert run.observer.record().num_steps == 38
+
+
+def test_a_rollback_to_the_start_forgets_the_optimizer_state() -> None:
+    run = Run()
+    Guard(run.observer, rollback=True)
+    start = weights(run)
+    run.steps(12)
+    run.alarm(found(LOWER))
+    assert all(torch.equal(p, q) for p, q in zip(weights(run), start, strict=True))
+    assert not run.optimizer.state
+    run.steps(3)
+
+
+def test_a_run_whose_weights_are_lost_lives_again() -> None:
+    run = Run(decay=0.0, lr=0.02)
+    Guard(run.observer, scheduler=run.schedule, rollback=True, cooldown=20)
+    run.steps(30)
+    run.optimizer.param_groups[0]["lr"] = 1e30
+    run.steps(2)
+    run.optimizer.param_groups[0]["lr"] = 0.02
+    assert not torch.isfinite(run.losses[-1])
+    run.alarm(replace(found(Remedy("lr", 0.01, 0.02), code="lr_too_high"), first_step=31))
+    run.steps(30)
+    assert float(run.losses[-1]) < float(run.losses[0])
+
+
+def test_an_earlier_second_moment_is_not_put_back_under_another_beta2() -> None:
+    run = Run()
+    run.optimizer = torch.optim.Adam(run.model.parameters(), betas=(0.9, 0.9999))
+    run.schedule = LambdaLR(run.optimizer, lambda step: 1.0)
+    run.observer = Observer(run.model, run.optimizer)
+    guard = Guard(run.observer, rollback=True)
+    run.steps(5)
+    run.alarm(found(Remedy("beta2", 0.99, 0.9999)))
+    (act,) = guard.acts
+    assert act.rewound_to is None
 
 
 # -- errors and wrong use -------------------------------------------------------------------------------------------

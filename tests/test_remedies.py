@@ -97,6 +97,7 @@ def rates(make: Make, *, apply: bool = False, undo_at: int | None = None) -> lis
         if step == undo_at and applied is not None:
             applied.undo()
         found.append([group["lr"] for group in optimizer.param_groups])
+        assert schedule.get_last_lr() == pytest.approx(found[-1])
         train_step(model, optimizer)
         schedule.step()
     return found

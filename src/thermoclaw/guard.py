@@ -15,6 +15,7 @@ from thermoclaw.attach import can_hook, unwrap
 from thermoclaw.diagnosis.finding import CONFIDENCES, Finding
 from thermoclaw.diagnosis.remedies import Applied, RemedyError
 from thermoclaw.observer import Observer
+from thermoclaw.rewind import Rewind
 
 logger = logging.getLogger("thermoclaw")
 
@@ -30,11 +31,13 @@ class Act:
         step: the last step made before the change.
         finding: why.
         applied: the change; None in a dry run.
+        rewound_to: the step whose weights were put back, with `rollback`.
     """
 
     step: int
     finding: Finding
     applied: Applied | None
+    rewound_to: int | None = None
 
     @property
     def is_undone(self) -> bool:
@@ -59,6 +62,9 @@ class Guard:
         limit: the largest number of acts.
         split: change the parameters of the finding's layers only, where the remedy names them.
         dry_run: say what would be done, and change nothing.
+        rollback: keep two copies of weights and optimizer state, `cooldown` steps apart, and when acting put back the
+            one from before the finding began: a smaller rate does not repair what a larger one has thrown away. The
+            data go on where they are. It takes twice the memory of both; only the knob "beta2" does without.
         trial: take an act back where the losses `cooldown` steps later are worse than before it by more than noise.
         distributed: act although several processes train together. Findings come from the measured rows, which are the
             same in every process, and from the losses given to `observer.step`: give every process the same loss (an
@@ -88,6 +94,7 @@ class Guard:
         limit: int = 3,
         split: bool = False,
         dry_run: bool = False,
+        rollback: bool = False,
         trial: bool = False,
         distributed: bool = False,
     ) -> None:
@@ -102,17 +109,24 @@ class Guard:
                 raise ValueError(f"{name}={value!r}: give a whole number of at least 1")
         if _num_processes() > 1 and not distributed:
             raise RuntimeError(_ALONE)
-        if trial and not can_hook(unwrap(observer.optimizer)):
-            raise ValueError("trial=True needs an optimizer with step hooks, which this one has not")
+        inner = unwrap(observer.optimizer)
+        if (trial or rollback) and not can_hook(inner):
+            raise ValueError("trial and rollback need an optimizer with step hooks, which this one has not")
         self.observer, self.scheduler = observer, scheduler
         self.model = observer.model if model is None else model
         self.at_least, self.cooldown, self.limit = at_least, cooldown, limit
-        self.split, self.dry_run, self.trial, self.distributed = split, dry_run, trial, distributed
+        self.split, self.dry_run, self.distributed = split, dry_run, distributed
+        self.rollback, self.trial = rollback, trial
         self.acts: list[Act] = []
         self.refused: list[tuple[Finding, str]] = []  # remedies that did not fit, and why
         self.closed = False
         self._on_trial: Act | None = None
+        self._rewind: Rewind | None = None
+        if rollback:
+            self._rewind = Rewind(self.model, inner, interval=cooldown, now=lambda: observer.global_step)
         self._handle: Any = None
+        if trial or rollback:
+            self._handle = inner.register_step_post_hook(torch.compiler.disable(self._watch))
         observer.on_alarm(self._hear)
         logger.warning(
             "thermoclaw: Guard is on and %s the optimizer at alarms of %s confidence%s, at most %d times%s",
@@ -159,36 +173,42 @@ class Guard:
         applied = finding.remedy.apply(optimizer, scheduler, model=self.model, split=splits, reason=why)
         act = Act(step, finding, applied)
         self.acts.append(act)
+        if self._rewind is not None and finding.remedy.knob != "beta2":  # that one rescales the state as it is
+            act.rewound_to = self._rewind.back(finding.first_step)
+            logger.warning("thermoclaw: Guard put the weights and optimizer state of step %d back", act.rewound_to)
         self._note(act, undo=False)
         if self.trial:
-            self._begin_trial(act)
+            self._on_trial = act
 
     def _note(self, act: Act, *, undo: bool) -> None:
         assert act.applied is not None
         change = act.applied.to_json()
+        if act.rewound_to is not None and not undo:
+            change["rewound_to"] = act.rewound_to
+            change["text"] += f", with the weights of step {act.rewound_to}"
         self.observer.note_event("remedy", finding=act.finding.code, change=change, undo=undo, by="Guard")
 
     # -- whether it helped --------------------------------------------------------------------------------------------
 
-    def _begin_trial(self, act: Act) -> None:
-        self._on_trial = act
-        if self._handle is None:
-            hook = torch.compiler.disable(self._watch)
-            self._handle = unwrap(self.observer.optimizer).register_step_post_hook(hook)
-
     def _watch(self, *_: Any) -> None:
-        """After each step while an act is on trial: look once, when the cool-down's rows are on the host."""
-        act = self._on_trial
-        if act is None or self.closed or self.observer.rows_on_host() < act.step + self.cooldown:
+        """After each step: copy what is there, judge an act whose cool-down's rows are on the host."""
+        if self.closed:
             return
-        self._on_trial = None
         try:
-            if self._is_worse(act):
-                logger.warning("thermoclaw: Guard takes back %s, as the loss is higher since", act.finding.code)
-                self._take_back(act)
+            if self._rewind is not None:
+                self._rewind.keep_if_due()
+            act = self._on_trial
+            if act is not None and self.observer.rows_on_host() >= act.step + self.cooldown:
+                self._on_trial = None
+                self._judge(act)
         except Exception:
             self.closed = True
             logger.exception("thermoclaw: Guard failed and is off from here on; training goes on")
+
+    def _judge(self, act: Act) -> None:
+        if self._is_worse(act):
+            logger.warning("thermoclaw: Guard takes back %s, as the loss is higher since", act.finding.code)
+            self._take_back(act)
 
     def _is_worse(self, act: Act) -> bool:
         """Whether the losses at the end of the cool-down lie above those before the act, beyond noise."""
@@ -205,7 +225,7 @@ class Guard:
     # -- back ---------------------------------------------------------------------------------------------------------
 
     def undo(self) -> None:
-        """Take back everything that was done, the last act first."""
+        """Turn every knob back, the last one first. Weights stay as they are."""
         for act in reversed(self.acts):
             self._take_back(act)
 
@@ -216,8 +236,8 @@ class Guard:
         self._note(act, undo=True)
 
     def close(self) -> None:
-        """Act no more; what was done stays until `undo`."""
-        self.closed, self._on_trial = True, None
+        """Act no more, and drop the copies; what was done stays until `undo`."""
+        self.closed, self._on_trial, self._rewind = True, None, None
         if self._handle is not None:
             self._handle.remove()
             self._handle = None

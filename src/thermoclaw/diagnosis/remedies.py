@@ -191,6 +191,8 @@ class Remedy:
 
     def _turn(self, journal: Journal, optimizer: Any, parts: list[Any], places: list[int]) -> list[dict[str, Any]]:
         groups, changes = optimizer.param_groups, []
+        if self.knob == "lr":
+            schedules.tell_scaled(journal, parts, groups, places, self.factor)
         for place in places:
             was = knobs.read(groups[place], self.knob, place)
             now = was * self.factor if self.knob == "lr" else self.value

@@ -7,15 +7,17 @@ Transformers, writes base × factor at each step and so undoes a plain write. Ot
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 from thermoclaw.diagnosis.journal import Journal, is_tensor
 from thermoclaw.diagnosis.knobs import RemedyError, innermost
 
-_RATES = ("base_lrs", "_last_lr", "min_lrs", "max_lrs", "base_values")
+_RATES = ("base_lrs", "min_lrs", "max_lrs", "base_values")
+_LAST = "_last_lr"  # what a schedule told last: a list that is made anew at each step, and that several may share
 _FLOORS = ("eta_min", "default_min_lr")
 _MOMENTA = ("base_momentums", "max_momentums")
-_BY_GROUP = (*_RATES, *_MOMENTA, "lr_lambdas")
+_BY_GROUP = (*_RATES, _LAST, *_MOMENTA, "lr_lambdas")
 _OTHER_LISTS = ("_schedulers", "_milestones", "milestones", "_schedule_phases")
 
 
@@ -37,7 +39,7 @@ def check(parts: Sequence[Any], optimizer: Any) -> None:
         if owner is not None and innermost(owner) is not optimizer:
             raise RemedyError(f"the scheduler {name} belongs to another optimizer than the one given")
         known = vars(part) if hasattr(part, "__dict__") else {}
-        if not any(key in known for key in (*_RATES, "_schedulers")):
+        if not any(key in known for key in (*_RATES, _LAST, "_schedulers")):
             raise RemedyError(
                 f"{name} is no scheduler that a remedy can follow: it keeps none of {', '.join(_RATES)}; change its "
                 "rates yourself, and leave scheduler= out"
@@ -88,6 +90,24 @@ def scale(journal: Journal, parts: Sequence[Any], places: Sequence[int], num_gro
         for name in _FLOORS:
             if isinstance(vars(part).get(name), (int, float)):
                 journal.scale(vars(part), name, factor)
+
+
+def tell_scaled(
+    journal: Journal, parts: Sequence[Any], groups: Sequence[Any], places: Sequence[int], factor: float
+) -> None:
+    """Multiply the rates that schedules told last. To be called before groups change, so that it is undone after."""
+    made: dict[int, list[Any]] = {}
+    for part in parts:
+        old = vars(part).get(_LAST)
+        if isinstance(old, list):
+            scaled = [rate * factor if place in places else rate for place, rate in enumerate(old)]
+            new = vars(part)[_LAST] = made.setdefault(id(old), scaled)
+            journal.later(partial(_tell_again, part, groups, old, new))
+
+
+def _tell_again(part: Any, groups: Sequence[Any], old: list[Any], new: list[Any]) -> None:
+    now = [group["lr"].clone() if is_tensor(group["lr"]) else group["lr"] for group in groups]
+    vars(part)[_LAST] = old if vars(part)[_LAST] is new else now
 
 
 def lower_momentum(journal: Journal, parts: Sequence[Any], places: Sequence[int], value: float) -> None:
