@@ -88,6 +88,8 @@ def test_a_failing_run_takes_its_advice_and_a_healthy_one_stays_as_it_is(traces:
     (row,) = part["rows"]
     assert row["effect"] == "better"
     assert row["as_control"]
+    assert row["effect_rolled_back"] == "better"
+    assert failing["rollback"]["acts"][0]["rewound_to"] == 0
     assert part["healthy"]["bitwise_where_nothing_was_done"]["hits"] == 1
 
 
@@ -134,13 +136,23 @@ def test_better_must_be_beyond_the_margin() -> None:
 
 def test_totals_count_what_was_not_applied() -> None:
     rows = [
-        {"effect": effect, "as_control": effect == "better", "continued": 2.0, "remedied": 1.0}
+        {
+            "effect": effect,
+            "as_control": effect == "better",
+            "effect_rolled_back": "better",
+            "as_control_rolled_back": True,
+            "continued": 2.0,
+            "remedied": 1.0,
+            "rolled_back": 0.2,
+        }
         for effect in ("better", "better", "tie", "worse", "refused")
     ]
     told = figures(rows)
     assert [told[key]["hits"] for key in ("better", "tie", "worse", "refused", "as_control")] == [2, 1, 1, 1, 2]
     assert told["better"]["of"] == 5
     assert told["median_loss_ratio"] == 0.5
+    back = figures(rows, "_rolled_back")
+    assert (back["better"]["hits"], back["as_control"]["hits"], back["median_loss_ratio"]) == (5, 5, 0.1)
 
 
 @pytest.mark.usefixtures("told_at_16")

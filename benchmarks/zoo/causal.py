@@ -2,8 +2,9 @@
 
 A failing case counts when its first alarm of HIGH or MEDIUM confidence carries a remedy: the same run, from the same
 seed, is made with a `Guard` that applies that remedy when the alarm comes, and ends with losses of its own beside those
-of the run that went on. A healthy case is made again with a `Guard` as a user would have it (HIGH): without an alarm
-the record must be the trace to the last bit. What today's rules say first of a trace decides what has to be made anew.
+of the run that went on. It is made once more with a `Guard` that also puts earlier weights back. A healthy case is made
+again with a `Guard` as a user would have it (HIGH): without an alarm the record must be the trace to the last bit. What
+today's rules say first of a trace decides what has to be made anew.
 """
 
 from __future__ import annotations
@@ -115,10 +116,12 @@ def try_case(case: Case, store: Store, traces: Store) -> dict[str, Any]:
 
 
 def _remedied(case: Case) -> dict[str, Any]:
-    """The failing run that takes its advice."""
-    watching = Guarded(at_least="MEDIUM", limit=1)
-    outcome = train(case.recipe()[0], watching)
-    return _outcome(watching, outcome)
+    """The failing run that takes its advice, and the one that takes it and goes back to weights from before."""
+    arms = []
+    for rollback in (False, True):
+        watching = Guarded(at_least="MEDIUM", limit=1, rollback=rollback)
+        arms.append(_outcome(watching, train(case.recipe()[0], watching)))
+    return {**arms[0], "rollback": arms[1]}
 
 
 def _guarded(case: Case, record: Record, was: dict[str, Any]) -> dict[str, Any]:
@@ -143,9 +146,13 @@ def _outcome(watching: Guarded, outcome: Outcome) -> dict[str, Any]:
     guard = watching.guard
     acts = guard.acts if guard is not None else []
     refused = guard.refused if guard is not None else []
+    told = [
+        {"step": a.step, "code": a.finding.code, "change": plain(a.applied.to_json()), "rewound_to": a.rewound_to}
+        for a in acts
+    ]
     return {
         **plain(asdict(outcome)),
-        "acts": [{"step": a.step, "code": a.finding.code, "change": plain(a.applied.to_json())} for a in acts],
+        "acts": told,
         "refused": [why for _, why in refused],
         "alarms": [[a.code, a.confidence, a.raised_step] for a in watching.observer.alarms],
         "failed": guard is not None and guard.closed,

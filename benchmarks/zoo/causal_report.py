@@ -19,6 +19,8 @@ from benchmarks.zoo.vet import PARTS
 from benchmarks.zoo.vet import verdict as vetted
 
 LEAST_GAIN = 0.01
+SELECTIONS = ("totals", "rolled_back", "named_right", "named_right_rolled_back")
+EFFECTS = ("better", "tie", "worse", "refused", "as_control")
 DEMO = Path(__file__).resolve().parents[1] / "results" / "demo.json"
 Outcomes = Mapping[str, dict[str, Any]]
 Row = dict[str, Any]
@@ -56,6 +58,7 @@ def failing_row(told: Mapping[str, Any], outcomes: Outcomes) -> Row:
     margin = noise(told, control, outcomes)
     continued, remedied, healthy = total(went_on["final"]), total(told["final"]), total(control["final"])
     act = told["acts"][0] if told["acts"] else None
+    back = total(told["rollback"]["final"])
     return {
         "name": told["name"],
         "program": told["program"],
@@ -71,10 +74,13 @@ def failing_row(told: Mapping[str, Any], outcomes: Outcomes) -> Row:
         "refused": told["refused"],
         "continued": _finite(continued),
         "remedied": _finite(remedied),
+        "rolled_back": _finite(back),
         "control": _finite(healthy),
         "margin": margin,
         "effect": compare(remedied, continued, margin) if act else "refused",
         "as_control": bool(act) and compare(remedied, healthy, margin) != "worse",
+        "effect_rolled_back": compare(back, continued, margin) if act else "refused",
+        "as_control_rolled_back": bool(act) and compare(back, healthy, margin) != "worse",
     }
 
 
@@ -92,17 +98,14 @@ def healthy_row(told: Mapping[str, Any], outcomes: Outcomes) -> Row:
     }
 
 
-def figures(rows: Sequence[Row]) -> Row:
-    """Totals of failing cases."""
-    effects = [row["effect"] for row in rows]
-    gains = [(r["continued"], r["remedied"]) for r in rows if r["continued"] is not None and r["remedied"] is not None]
-    ratios = [after / before for before, after in gains if before > 0]
+def figures(rows: Sequence[Row], arm: str = "") -> Row:
+    """Totals of failing cases; `arm` is "_rolled_back" for those that also went back to earlier weights."""
+    effects = [row["effect" + arm] for row in rows]
+    ends = [(row["continued"], row[arm.lstrip("_") or "remedied"]) for row in rows]
+    ratios = [after / before for before, after in ends if before is not None and after is not None and before > 0]
     return {
-        "better": share(effects.count("better"), len(rows)),
-        "worse": share(effects.count("worse"), len(rows)),
-        "tie": share(effects.count("tie"), len(rows)),
-        "refused": share(effects.count("refused"), len(rows)),
-        "as_control": share(sum(row["as_control"] for row in rows), len(rows)),
+        **{effect: share(effects.count(effect), len(rows)) for effect in EFFECTS[:-1]},
+        "as_control": share(sum(row["as_control" + arm] for row in rows), len(rows)),
         "median_loss_ratio": round(median(ratios), 3) if ratios else None,
     }
 
@@ -137,8 +140,13 @@ def _part(results: Sequence[dict[str, Any]], outcomes: Outcomes) -> dict[str, An
         "silent": sum(r["decision"]["alarm"] is None for r in failing),
         "without_remedy": sum(r["decision"]["alarm"] is not None and r["decision"]["remedy"] is None for r in failing),
         "totals": figures(rows),
+        "rolled_back": figures(rows, "_rolled_back"),
         "named_right": figures([row for row in rows if row["code"] in row["truth"]]),
+        "named_right_rolled_back": figures([row for row in rows if row["code"] in row["truth"]], "_rolled_back"),
         "by_code": {code: figures([row for row in rows if row["code"] == code]) for code in codes},
+        "by_code_rolled_back": {
+            code: figures([row for row in rows if row["code"] == code], "_rolled_back") for code in codes
+        },
         "healthy": {
             "bitwise_where_nothing_was_done": share(
                 sum(row["bitwise"] for row in healthy if not row["acts"]), len(healthy) - len(touched)
@@ -181,14 +189,11 @@ def as_text(told: Mapping[str, Any]) -> str:
             continue
         here, healthy = told[part], told[part]["healthy"]
         lines.append(f"{title}: {here['failing']} failing, {here['silent']} silent, {here['without_remedy']} untreated")
-        for name, row in (("all", here["totals"]), ("named right", here["named_right"]), *here["by_code"].items()):
+        for name, row in (*((key, here[key]) for key in SELECTIONS), *here["by_code"].items()):
             lines.append(f"  {name}: " + ", ".join(f"{key} {_short(row[key])}" for key in EFFECTS))
         same, touched = healthy["bitwise_where_nothing_was_done"], healthy["touched"]
         lines.append(f"  healthy: bitwise {_short(same)}, touched {_short(touched)}")
     return "\n".join(lines)
-
-
-EFFECTS = ("better", "tie", "worse", "refused", "as_control")
 
 
 def _short(figure: Mapping[str, Any]) -> str:
