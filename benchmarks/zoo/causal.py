@@ -41,15 +41,14 @@ class Guarded(Watching):
 
     def __init__(self, **settings: Any) -> None:
         self.settings = settings
-        self.guard: Guard | None = None
 
     def attach(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        self.optimizer = optimizer
         self.observer = Observer(model, optimizer, strict=True)
+        self.guard = Guard(self.observer, **self.settings)
 
     def step(self, loss: Tensor) -> None:
-        if self.guard is None:  # by now the loop has made its schedule
-            self.guard = Guard(self.observer, scheduler=schedules_of(self.optimizer), **self.settings)
+        if self.guard.scheduler is None:  # by now the loop has made its schedule
+            self.guard.scheduler = schedules_of(self.observer.optimizer)
         super().step(loss)
 
 
@@ -144,18 +143,16 @@ def is_same(one: Record, other: Record) -> bool:
 
 def _outcome(watching: Guarded, outcome: Outcome) -> dict[str, Any]:
     guard = watching.guard
-    acts = guard.acts if guard is not None else []
-    refused = guard.refused if guard is not None else []
-    told = [
+    acts = [
         {"step": a.step, "code": a.finding.code, "change": plain(a.applied.to_json()), "rewound_to": a.rewound_to}
-        for a in acts
+        for a in guard.acts
     ]
     return {
         **plain(asdict(outcome)),
-        "acts": told,
-        "refused": [why for _, why in refused],
+        "acts": acts,
+        "refused": [why for _, why in guard.refused],
         "alarms": [[a.code, a.confidence, a.raised_step] for a in watching.observer.alarms],
-        "failed": guard is not None and guard.closed,
+        "failed": guard.closed,
     }
 
 
