@@ -220,13 +220,15 @@ def main() -> int:
     told: dict[str, Any] = {"environment": environment(), "batches": NUM_BATCHES, "rehearsed_steps": REHEARSED}
     every = []
     for part in ("dev", "held_out") if args.held_out else ("dev",):
-        cases, left_out = counted(chosen(only=args.only, part=part), Store(args.zoo))
+        store = Store(args.zoo)
+        cases, left_out = counted(chosen(only=args.only, part=part), store)
         rows = looked_at(cases, args.jobs)
         every += rows
         seconds = {level: round(sum(row["seconds"][level] for row in rows) / max(len(rows), 1), 3) for level in LEVELS}
         told[part] = {
             "cases": len(rows),
             "left_out": left_out,
+            "vetted_by_other_code": len(store.stale(case.name for case in cases)),
             "mean_seconds": seconds,
             **{level: score(rows, level) for level in LEVELS},
         }

@@ -157,6 +157,51 @@ def test_weights_that_are_not_finite() -> None:
     assert told.findings[0].layers == ("2",)
 
 
+def test_layers_that_amplify() -> None:
+    """Weights of the usual size, activations that multiply by four, ten times."""
+
+    class Loud(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return 4.0 * torch.relu(x)
+
+    model = net(16, *[64] * 10, 4)
+    for place, module in enumerate(model):
+        if isinstance(module, nn.ReLU):
+            model[place] = Loud()
+    assert "exploding_gradients" in urgent(look(model, adam(model)))
+
+
+def test_gradients_that_vanish() -> None:
+    model = net(16, *[64] * 10, 4)
+    for place, module in enumerate(model):
+        if isinstance(module, nn.ReLU):
+            model[place] = nn.Sigmoid()
+    assert urgent(look(model, adam(model))) == ["vanishing_gradients"]
+
+
+def test_recurrent_weights_that_are_too_large() -> None:
+    model = nn.LSTM(8, 16)
+    with torch.no_grad():
+        model.weight_hh_l0.mul_(20.0)
+    assert urgent(preflight(model, adam(model))) == ["exploding_gradients"]
+
+
+def test_causes_come_before_what_follows_from_them() -> None:
+    """A hot layer's decay is the rate's doing; tiny weights' tiny gradients are not ε's."""
+    model = net(16, 64, 64, 4)
+    groups = [{"params": model[:4].parameters()}, {"params": model[4].parameters(), "lr": 10.0}]
+    told = preflight(model, torch.optim.SGD(groups, lr=0.01, momentum=0.9, weight_decay=5e-3))
+    assert urgent(told) == ["layer_lr_mismatch"]
+    assert [f.confidence for f in told.findings] == ["MEDIUM", "LOW"]
+    model = net(16, 64, 64, 64, 4)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.mul_(1e-4)
+    told = look(model, adam(model))
+    assert told.findings[0].code == "bad_init"
+    assert "epsilon_dominates" not in urgent(told)
+
+
 def test_parameters_that_were_forgotten() -> None:
     model = net(16, 64, 64, 4)
     optimizer = torch.optim.Adam([*model[0].parameters(), *model[4].parameters()], lr=1e-3)

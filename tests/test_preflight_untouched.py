@@ -231,3 +231,21 @@ def test_memory_is_told_and_bounded() -> None:
     size = sum(p.numel() * p.element_size() for p in model.parameters())
     told = preflight(model, optimizer, loss_fn=functional.cross_entropy, batches=batches(), rehearse=3)
     assert 3 * size < told.memory_bytes < 6 * size
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_nothing_is_changed_on_a_gpu() -> None:
+    """The device's generator included, with batches that lie on the host."""
+    model = nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16), nn.Dropout(0.5), nn.Linear(16, 4)).cuda()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.5, fused=True)
+    data = batches()
+    warm_up_on = [(x.cuda(), y.cuda()) for x, y in data]
+    for x, y in warm_up_on:
+        optimizer.zero_grad()
+        functional.cross_entropy(model(x), y).backward()
+        optimizer.step()
+    before, random_before = everything(model, optimizer), torch.cuda.get_rng_state_all()
+    preflight(model, optimizer, loss_fn=functional.cross_entropy, batches=data, rehearse=4)
+    assert everything(model, optimizer) == before
+    assert all(torch.equal(a, b) for a, b in zip(random_before, torch.cuda.get_rng_state_all(), strict=True))

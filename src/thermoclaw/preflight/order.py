@@ -16,7 +16,7 @@ FOLLOWS_FROM = {
     "epsilon_dominates": _WEIGHTS,
     "lr_too_high": (*_WEIGHTS, "unnormalised_input", "layer_lr_mismatch", "momentum_too_high"),
     "lr_too_low": (*_WEIGHTS, *_DEAF, "unnormalised_input", "layer_lr_mismatch", "weight_decay_too_high"),
-    "weight_decay_too_high": ("momentum_too_high",),
+    "weight_decay_too_high": ("momentum_too_high", "layer_lr_mismatch"),
 }
 URGENT = ("HIGH", "MEDIUM")
 

@@ -10,7 +10,8 @@ from thermoclaw.preflight.result import RateForecast, Rehearsal, make_finding, t
 from thermoclaw.preflight.setup import Setup
 from thermoclaw.preflight.steps import CALMER, HOTTER, FirstStep
 
-RISES, RISES_HIGH = 1.3, 3.0  # multiples of the loss
+RISES, RISES_WARMED, RISES_HIGH = 1.3, 1.5, 3.0  # multiples of the loss; the second where the rate warms up
+WARMED = 0.3  # share of the peak below which the first step is part of a warm-up
 SHORT = 0.15  # longest useful step, as a share of the one that will be taken
 BETTER, BETTER_HIGH = 0.06, 0.3  # of the loss, by which lower rates gain more
 TOUCHED = 0.5  # a first step that must be this much shorter, or a loss that has tripled: then lower rates are tried for
@@ -32,7 +33,9 @@ def check_rate(setup: Setup, first: FirstStep, rate: RateForecast, rehearsal: Re
 
 def _too_high(setup: Setup, rate: RateForecast) -> list[Finding]:
     after = rate.losses[rate.scales.index(1.0)]
-    harms = not after - rate.loss < (RISES - 1.0) * abs(rate.loss)
+    is_warmed = setup.schedule is not None and setup.schedule.start < WARMED
+    rises = RISES_WARMED if is_warmed else RISES
+    harms = not after - rate.loss < (rises - 1.0) * abs(rate.loss)
     if not (harms and 0 < rate.largest <= SHORT):
         return []
     is_sure = not after - rate.loss < (RISES_HIGH - 1.0) * abs(rate.loss)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from statistics import median
 
 import torch
 
@@ -15,6 +16,7 @@ from thermoclaw.preflight.setup import Setup, Weight, layers_of
 DEAD_ROWS = 0.75
 VANISHING, VANISHING_NORM = 1e-3, 1e-4
 EXPLODING = 70.0
+ELASTICITY, ELASTICITY_UNKNOWN, GUESSING = 20.0, 100.0, 0.7  # the first where a classifier still guesses
 SOURCE = "TrainCheck (OSDI 2025); SageMaker Debugger, UnchangedTensor"
 
 
@@ -78,6 +80,10 @@ def _dead(probe: Probe) -> dict[str, float]:
 
 def check_depth(setup: Setup, probe: Probe) -> list[Finding]:
     """Gradients that die out, or grow without measure, on their way to the first layers."""
+    steep = _elasticity(probe)
+    is_fresh = probe.num_classes > 1 and probe.loss > GUESSING * math.log(probe.num_classes)
+    if steep > (ELASTICITY if is_fresh else ELASTICITY_UNKNOWN) and not setup.optimizer.state:
+        return [_steep(steep)]
     matrices = [w for w in probe.weights if w.is_matrix and w.group is not None and w.layer in probe.seen.used]
     norms = _most(probe)
     sizes = [(w, norms[w.name] / math.sqrt(w.param.numel())) for w in matrices if norms[w.name] > 0]
@@ -91,6 +97,30 @@ def check_depth(setup: Setup, probe: Probe) -> list[Finding]:
     if begin > EXPLODING * end:
         return [_depth("exploding_gradients", "grow on their way to the first layers", layers, evidence)]
     return []
+
+
+def _elasticity(probe: Probe) -> float:
+    """The largest ‖g‖‖θ‖/|loss| of a matrix, a median over the batches: by how many percent one percent may move it."""
+    found = []
+    for row, loss in zip(probe.norms, probe.losses, strict=True):
+        pairs = [(w, g) for w, g in zip(probe.weights, row, strict=True) if w.is_matrix and g > 0]
+        sizes = [g * float(w.param.detach().norm()) / max(abs(loss), 1e-30) for w, g in pairs]
+        found.append(max(sizes, default=0.0))
+    return median(found)
+
+
+def _steep(elasticity: float) -> Finding:
+    return make_finding(
+        "exploding_gradients",
+        "MEDIUM",
+        "the loss is far too steep in the weights",
+        seen=f"On the first batches a change of a matrix by 1 % can change the loss by {elasticity:.3g} %, by its "
+        "gradient.",
+        meaning="Layers multiply one another's errors, and steps of any useful length overshoot.",
+        advice="Make the initial weights smaller, normalize between the layers, or clip gradients and lower the rate.",
+        source="docs: preflight; usual initializations give 0.1 to 10",
+        evidence={"elasticity": elasticity},
+    )
 
 
 def _depth(code: str, title: str, layers: Sequence[str], evidence: dict[str, float]) -> Finding:
