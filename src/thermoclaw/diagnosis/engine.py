@@ -89,8 +89,8 @@ def _began(finding: Finding) -> int:
 
 
 def _rank_of(finding: Finding) -> int:
-    """How close to the root a failure stands; a rate that is too high from the first step is part of the set-up."""
-    if finding.code == "lr_too_high" and finding.first_step <= 1:
+    """How close to the root a failure stands; a rate too high from the first step, or set so later, is a setting."""
+    if finding.code == "lr_too_high" and (finding.first_step <= 1 or "lr_before" in finding.evidence):
         return 0
     return _RANK.get(finding.code, 3)
 

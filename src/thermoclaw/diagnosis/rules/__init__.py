@@ -83,7 +83,8 @@ RULES: tuple[Rule, ...] = (
         accumulation.gradient_accumulation_bug,
         "Gradients of earlier steps are never cleared",
         "coherence and growth of the gradient norm over the first steps",
-        f"coherence > {accumulation.PILED_COHERENCE}, norm × {accumulation.PILED_GROWTH} for {accumulation.PILED_ROWS} steps",
+        f"coherence > {accumulation.PILED_COHERENCE}, norm > {accumulation.PILED_GROWTH}√t of the first for "
+        f"{accumulation.PILED_ROWS} of the first {accumulation.PILED_WITHIN} steps",
         "docs: diagnosis",
     ),
     Rule(

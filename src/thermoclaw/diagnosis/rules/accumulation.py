@@ -11,8 +11,8 @@ from thermoclaw.diagnosis.view import view_of
 from thermoclaw.quantities import Array
 from thermoclaw.record import Record
 
-PILED_COHERENCE, PILED_GROWTH, PILED_ROWS, PILED_WITHIN = 0.9, 2.5, 6, 80
-SUM_ROWS, SUM_NOISE, SUM_COHERENCE, SUM_BATCHES, SUM_MOVES, SUM_KEEPS = 15, 0.02, 0.85, 0.008, 1e-3, 0.8
+PILED_COHERENCE, PILED_GROWTH, PILED_ROWS, PILED_WITHIN = 0.8, 0.8, 8, 16
+SUM_ROWS, SUM_NOISE, SUM_COHERENCE, SUM_BATCHES, SUM_MOVES, SUM_KEEPS, SUM_LASTS = 15, 0.02, 0.85, 0.008, 1e-3, 0.8, 20
 
 
 def gradient_accumulation_bug(record: Record) -> Finding | None:
@@ -24,8 +24,8 @@ def gradient_accumulation_bug(record: Record) -> Finding | None:
     if not first > 0:
         return None
     growth = view.grad / first
-    steady = view.coherence > PILED_COHERENCE
-    piling = steady & (growth > PILED_GROWTH) & (view.record["step"] <= PILED_WITHIN)
+    step = record["step"]
+    piling = (view.coherence > PILED_COHERENCE) & (growth > PILED_GROWTH * np.sqrt(step)) & (step <= PILED_WITHIN)
     span, confidence = held(piling, PILED_ROWS), "HIGH"
     if span is None:
         span, confidence = _steady_sum(record, growth), "HIGH"
@@ -62,4 +62,4 @@ def _steady_sum(record: Record, growth: Array) -> tuple[int, int] | None:
     moving = trailing_mean(view.update_ratio, SUM_ROWS) > SUM_MOVES
     hit = (noise < SUM_NOISE) & (turning > SUM_COHERENCE) & batches_differ & moving & (growth > SUM_KEEPS)
     hit[:SUM_ROWS] = False
-    return held(hit, 5)
+    return held(hit, SUM_LASTS)

@@ -12,7 +12,7 @@ from thermoclaw.quantities import Array
 from thermoclaw.record import Record
 
 GAIN_LARGE, GAIN_SMALL = 4.0, 5e-3
-ALIKE = 0.999
+ALIKE, ALIKE_ROWS = 0.999, 4
 FIRST_ROWS = 10
 
 
@@ -33,7 +33,9 @@ def bad_init(record: Record) -> Finding | None:
 
 
 def _wrong_starts(record: Record, gain: Array, known: Mask) -> list[tuple[str, Mask]]:
-    alike = _first(view_of(record).optional("row_likeness")) > ALIKE
+    shapes = record.meta.get("layer_shapes") or {}
+    many = np.array([(shapes.get(layer.name) or [0])[0] >= ALIKE_ROWS for layer in record.layers], dtype=bool)
+    alike = many & (_first(view_of(record).optional("row_likeness")) > ALIKE)
     return [
         ("zero", known & (gain == 0)),
         ("large", known & (gain > GAIN_LARGE)),

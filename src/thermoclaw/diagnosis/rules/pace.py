@@ -13,7 +13,7 @@ from thermoclaw.quantities import Array
 from thermoclaw.record import Record
 
 LOW_REACH, LOW_ROWS, LOW_GAIN = -0.4, 40, 0.02
-LOW_UPDATE, LOW_PACE, LOW_PACE_HIGH = 2e-4, 8.0, 25.0
+LOW_UPDATE, LOW_PACE, LOW_PACE_HIGH = 2e-4, 3.0, 25.0
 CLIPPED_UPDATE, CLIPPED_GAIN = 6e-4, 0.15
 CLIP_SPREAD, CLIP_ROWS = 1e-3, 20
 
