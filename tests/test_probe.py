@@ -259,6 +259,27 @@ def test_likeness_of_rows(dtype: torch.dtype, backend: str) -> None:
     assert np.isnan(record["row_likeness"][0, 3])
 
 
+@pytest.mark.parametrize("closure", [False, True])
+def test_weights_are_those_after_the_step(closure: bool) -> None:
+    """Also where gradients can be read after it only."""
+    model = nn.Linear(6, 5)
+    before = alike(model.weight.detach().numpy().copy())
+    optimizer = torch.optim.SGD(model.parameters(), lr=5.0)
+    observer = Observer(model, optimizer, strict=True)
+
+    def loss() -> Tensor:
+        optimizer.zero_grad()
+        value = model(torch.ones(1, 6)).square().sum()
+        value.backward()
+        return value
+
+    optimizer.step(loss) if closure else (loss(), optimizer.step())
+    observer.step()
+    found = observer.record()["row_likeness"][0, 0]
+    assert found == pytest.approx(alike(model.weight.detach().numpy()), rel=1e-5)
+    assert found != pytest.approx(before, rel=0.01)
+
+
 def test_rows_are_outputs_wherever_a_module_has_them(backend: str) -> None:
     class Conv1D(nn.Linear):
         """As in transformers: inputs come first."""
@@ -343,7 +364,8 @@ def test_units_of_many_processes_are_not_probed() -> None:
     layers = ProbedLayers()
     layers.bind([unit.layer for unit in units], 2)
     for _ in range(3):
-        seen = probe.read(deep=True, skipped=None)
+        seen = probe.read_gradients(skipped=None)
+        probe.read_weights()
     columns = layers.columns(probe.ring.next_row()[None].numpy(), [seen], np.array([False]))
     for name in ("grad_zeros", "silent_rows", "row_likeness", "start_gain"):
         assert np.isnan(columns[name][0, 0]), name
@@ -449,7 +471,7 @@ def test_probes_count_towards_a_budget(monkeypatch: pytest.MonkeyPatch) -> None:
     """They are made while the clock of own work runs, at the steps whose cost is sampled too."""
     timed: list[bool] = []
     inside: list[bool] = []
-    own_work, read = Clock.own_work, Probe.read
+    own_work, read = Clock.own_work, Probe.read_gradients
 
     @contextmanager
     def watched(self: Clock, **given: Any) -> Iterator[None]:
@@ -463,6 +485,6 @@ def test_probes_count_towards_a_budget(monkeypatch: pytest.MonkeyPatch) -> None:
         return read(self, **given)
 
     monkeypatch.setattr(Clock, "own_work", watched)
-    monkeypatch.setattr(Probe, "read", noted)
+    monkeypatch.setattr(Probe, "read_gradients", noted)
     follow(nn.Linear(3, 2), 60, lambda name, p, t: torch.ones_like(p), budget=0.5)
     assert sum(timed) == (BUSY_UNTIL - BUSY_FROM) // 4

@@ -204,7 +204,7 @@ class Meter:
     def _probe(self, call: Call) -> None:
         """Take a closer look at the gradients just read, where it is time to."""
         skipped = getattr(self._optimizer, "found_inf", None)
-        self._seen = self._parts.probe(deep=call.deep, skipped=skipped) if call.probed else None
+        self._seen = self._parts.probe_gradients(skipped=skipped) if call.probed else None
 
     def after_step(self) -> None:
         """Read the parameters after the step and write the row."""
@@ -224,6 +224,8 @@ class Meter:
                 self._read_gradients(None)
                 self._probe(call)
             self._parts.write_row(self._lrs, skipped)
+            if call.deep:
+                self._parts.probe_weights()
         self._count(RowNotes(call, self._hyper, self._has_grad, self.epoch, self._seen))
 
     def _count(self, notes: RowNotes) -> None:

@@ -129,12 +129,17 @@ class Parts:
         for part in self._parts:
             part.backend.read_gradients(scale=scale, more=more)
 
-    def probe(self, *, deep: bool, skipped: Tensor | None) -> NDArray[np.float64]:
-        """`Probe.read` of all units [U, 3]; `count_probe` follows, as at every row."""
+    def probe_gradients(self, *, skipped: Tensor | None) -> NDArray[np.float64]:
+        """`Probe.read_gradients` of all units [U, 3]; `count_probe` follows, as at every row."""
         seen = np.empty((self._num_units, len(SEEN_COLUMNS)))
         for part in self._parts:
-            seen[part.places] = part.probe.read(deep=deep, skipped=skipped)
+            seen[part.places] = part.probe.read_gradients(skipped=skipped)
         return seen
+
+    def probe_weights(self) -> None:
+        """See `Probe`."""
+        for part in self._parts:
+            part.probe.read_weights()
 
     def count_probe(self) -> None:
         """Count a row of the probes' rings, whether or not it was probed."""

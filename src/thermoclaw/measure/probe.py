@@ -1,8 +1,9 @@
 """Probes: a look at every row of the gradient, or at the weights, which need not be taken at every step.
 
-A probe reads gradients before the optimizer's step, as the backend does, and writes one row of `PROBE_COLUMNS` a unit
-into a ring of its own; what is known without the device (how many elements and rows were looked at) goes with the
-row's notes. On the CPU the compiled kernel does the work where it can, elsewhere torch operations. Nothing waits.
+A probe reads gradients before the optimizer's step and weights after it, as the backend does, and writes one row of
+`PROBE_COLUMNS` a unit into a ring of its own; what is known without the device (how many elements and rows were looked
+at) goes with the row's notes. On the CPU the compiled kernel does the work where it can, elsewhere torch operations.
+Nothing waits.
 
 Units that are spread over processes, and gradients that are sparse, are not probed: their columns are NaN.
 
@@ -117,12 +118,10 @@ class Probe:
         scale = [nan if id(m.p) in known else m.sheet.fan_in / m.p.numel() for m in self._weights]
         return (squares(self._weights, dtype=self._dtype) * _on(self._device, scale, self._dtype)).sqrt_()
 
-    def read(self, *, deep: bool, skipped: Tensor | None) -> NDArray[np.float64]:
-        """Write the ring's row; returns what was looked at [U, 3], as `SEEN_COLUMNS`.
+    def read_gradients(self, *, skipped: Tensor | None) -> NDArray[np.float64]:
+        """Begin the ring's row; returns what was looked at [U, 3], as `SEEN_COLUMNS`.
 
-        Args:
-            deep: look at the weights too.
-            skipped: above zero where a loss scaler refuses this step; its gradient then counts for nothing.
+        `skipped` is above zero where a loss scaler refuses this step; its gradient then counts for nothing.
         """
         out = self.ring.next_row()
         grads = [m.p.grad for m in self._matrices]
@@ -135,12 +134,16 @@ class Probe:
         if self._start is not None:
             out[:, PROBE["start_gain"]].index_copy_(0, self._weight_units, self._start)
             self._start = None
-        if deep and self._weights:
+        return self._seen(grads, readable)
+
+    def read_weights(self) -> None:
+        """Go on with the row, after the step."""
+        out = self.ring.next_row()
+        if self._weights:
             out[:, PROBE["row_likeness"]].index_copy_(0, self._weight_units, self._likeness())
-        if deep and self._gains:
+        if self._gains:
             gains = torch.stack([gain.step().to(self._dtype) for gain in self._gains])
             out[:, PROBE["attention_gain"]].index_copy_(0, self._gain_units, gains)
-        return self._seen(grads, readable)
 
     def _count(self, grads: list[Tensor | None], out: Tensor) -> None:
         if not self._matrices:
