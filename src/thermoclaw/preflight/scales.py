@@ -110,6 +110,7 @@ def check_epsilon(setup: Setup, probe: Probe) -> list[Finding]:
             advice="Set eps to 1e-8, or to 1e-15 if the gradients are that small.",
             source="Wortsman et al. 2023 (arXiv 2309.14322)",
             evidence={"hidden_share": share, "eps": worst},
+            remedy=Remedy("eps", min(1e-8, 0.01 * worst), worst),
         )
     ]
 
