@@ -90,6 +90,7 @@ def test_a_failing_run_takes_its_advice_and_a_healthy_one_stays_as_it_is(traces:
     assert row["as_control"]
     assert row["effect_rolled_back"] == "better"
     assert failing["rollback"]["acts"][0]["rewound_to"] == 0
+    assert part["first_alarm_not_as_on_trace"] == []
     assert part["healthy"]["bitwise_where_nothing_was_done"]["hits"] == 1
 
 

@@ -371,14 +371,15 @@ def test_clip_knows_of_a_loss_scale_that_the_optimizer_takes_off_itself() -> Non
 # -- parameters of their own ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", [name for name in SCHEDULES if "sequence" not in name])
+@pytest.mark.parametrize("name", SCHEDULES)
 def test_a_split_moves_only_the_named_parameters_and_comes_back(name: str) -> None:
     model, optimizer = two_groups(torch.optim.AdamW, weight_decay=5.0)
     schedule = SCHEDULES[name](optimizer)
     for _ in range(3):
         train_step(model, optimizer)
         schedule.step()
-    before = snapshot(optimizer, schedule)
+    inside = (schedule, *getattr(schedule, "_schedulers", ()))
+    before = snapshot(optimizer, *inside)
     state = {id(p): s["exp_avg"].clone() for p, s in optimizer.state.items()}
     remedy = Remedy("weight_decay", 0.01, 5.0, params=("0.weight", "0.bias"))
     applied = remedy.apply(optimizer, schedule, model=model, split=True)
@@ -386,8 +387,9 @@ def test_a_split_moves_only_the_named_parameters_and_comes_back(name: str) -> No
     assert [group["weight_decay"] for group in optimizer.param_groups] == [5.0, 5.0, 0.01]
     assert all(torch.equal(s["exp_avg"], state[id(p)]) for p, s in optimizer.state.items())
     applied.undo()
-    assert snapshot(optimizer, schedule) == before
+    assert snapshot(optimizer, *inside) == before
     applied = remedy.apply(optimizer, schedule, model=model, split=True)
+    assert {len(part._last_lr) for part in inside} == {3}
     for _ in range(3):
         train_step(model, optimizer)
         schedule.step()

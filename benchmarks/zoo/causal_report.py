@@ -58,15 +58,16 @@ def failing_row(told: Mapping[str, Any], outcomes: Outcomes) -> Row:
     margin = noise(told, control, outcomes)
     continued, remedied, healthy = total(went_on["final"]), total(told["final"]), total(control["final"])
     act = told["acts"][0] if told["acts"] else None
-    back = total(told["rollback"]["final"])
+    back, alarm = total(told["rollback"]["final"]), told["decision"]["alarm"]
     return {
         "name": told["name"],
         "program": told["program"],
         "fault": told["fault"],
         "truth": went_on["codes"],
-        "code": told["decision"]["alarm"]["code"],
-        "confidence": told["decision"]["alarm"]["confidence"],
-        "knob": told["decision"]["remedy"]["knob"],
+        "code": act["code"] if act else alarm["code"],
+        "confidence": alarm["confidence"],
+        "knob": act["change"]["knob"] if act else told["decision"]["remedy"]["knob"],
+        "as_on_trace": [alarm["code"], alarm["confidence"], alarm["step"]] in told["alarms"][:1],
         "step": act["step"] if act else None,
         "steps": went_on["steps"],
         "first_faulty_step": went_on["first_faulty_step"],
@@ -139,6 +140,7 @@ def _part(results: Sequence[dict[str, Any]], outcomes: Outcomes) -> dict[str, An
         "failing": len(failing),
         "silent": sum(r["decision"]["alarm"] is None for r in failing),
         "without_remedy": sum(r["decision"]["alarm"] is not None and r["decision"]["remedy"] is None for r in failing),
+        "first_alarm_not_as_on_trace": [row["name"] for row in rows if not row["as_on_trace"]],
         "totals": figures(rows),
         "rolled_back": figures(rows, "_rolled_back"),
         "named_right": figures([row for row in rows if row["code"] in row["truth"]]),
@@ -191,6 +193,9 @@ def as_text(told: Mapping[str, Any]) -> str:
         lines.append(f"{title}: {here['failing']} failing, {here['silent']} silent, {here['without_remedy']} untreated")
         for name, row in (*((key, here[key]) for key in SELECTIONS), *here["by_code"].items()):
             lines.append(f"  {name}: " + ", ".join(f"{key} {_short(row[key])}" for key in EFFECTS))
+        if here["first_alarm_not_as_on_trace"]:
+            names = ", ".join(here["first_alarm_not_as_on_trace"])
+            lines.append(f"  the first alarm was another than on the trace, which is older than the code: {names}")
         same, touched = healthy["bitwise_where_nothing_was_done"], healthy["touched"]
         lines.append(f"  healthy: bitwise {_short(same)}, touched {_short(touched)}")
     return "\n".join(lines)
