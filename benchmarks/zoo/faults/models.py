@@ -95,14 +95,17 @@ def dead_from_the_start(recipe: Recipe, first: int, random: Any) -> Recipe:
 
 
 def sharpening_attention(recipe: Recipe, first: int, random: Any) -> Recipe:
-    """Attention logits grow by a few percent a step from some step on."""
+    """Query weights, and with them attention logits, grow by a few percent a step from some step on."""
     growth = 1.0 + between(random, 8.0, 14.0) / (recipe.steps - first)
 
     def act(run: Any) -> None:
         if run.step >= first:
-            for module in run.model.modules():
-                if hasattr(module, "sharpness"):
-                    module.sharpness *= growth
+            with torch.no_grad():
+                for name, p in run.model.named_parameters():
+                    if "qkv" in name:
+                        p[: len(p) // 3].mul_(growth)
+                    elif "query" in name:
+                        p.mul_(growth)
 
     return recipe.hooked("step", act)
 

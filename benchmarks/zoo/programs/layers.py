@@ -20,18 +20,17 @@ def stack(sizes: list[int], activation: type[nn.Module], *, dropout: float = 0.0
 
 
 class Attention(nn.Module):
-    """Self-attention. `sharpness` multiplies the logits: 1 as it should be."""
+    """Self-attention."""
 
     def __init__(self, width: int, heads: int, *, causal: bool) -> None:
         super().__init__()
-        self.heads, self.causal, self.sharpness = heads, causal, 1.0
+        self.heads, self.causal = heads, causal
         self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
         b, t, width = x.shape
         q, k, v = self.qkv(x).view(b, t, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-        scale = self.sharpness / (width // self.heads) ** 0.5
-        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal, scale=scale)
+        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
         return self.out(mixed.transpose(1, 2).reshape(b, t, width))
 
 

@@ -34,11 +34,11 @@ def rotated(x: Tensor) -> Tensor:
 
 
 class Mixer(nn.Module):
-    """Attention over everything, then a gated map; no biases. `sharpness` multiplies the logits."""
+    """Attention over everything, then a gated map; no biases."""
 
     def __init__(self, width: int, *, heads: int = 3, dropout: float = 0.0) -> None:
         super().__init__()
-        self.heads, self.sharpness = heads, 1.0
+        self.heads = heads
         self.norm1, self.norm2 = RootNorm(width), RootNorm(width)
         self.query, self.key, self.value, self.mix = (nn.Linear(width, width, bias=False) for _ in range(4))
         self.gate, self.rise = (nn.Linear(width, 2 * width, bias=False) for _ in range(2))
@@ -48,8 +48,7 @@ class Mixer(nn.Module):
         b, t, width = x.shape
         y = self.norm1(x)
         q, k, v = (f(y).view(b, t, self.heads, -1).transpose(1, 2) for f in (self.query, self.key, self.value))
-        scale = self.sharpness / (width // self.heads) ** 0.5
-        seen = F.scaled_dot_product_attention(rotated(q), rotated(k), v, scale=scale)
+        seen = F.scaled_dot_product_attention(rotated(q), rotated(k), v)
         x = x + self.drop(self.mix(seen.transpose(1, 2).reshape(b, t, width)))
         y = self.norm2(x)
         return x + self.drop(self.fall(F.silu(self.gate(y)) * self.rise(y)))
