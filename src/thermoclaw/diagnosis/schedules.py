@@ -68,13 +68,10 @@ class _ByGroup:
 
 
 def _lists(parts: Sequence[Any], names: Sequence[str]) -> Iterator[_ByGroup]:
-    """The named lists of all parts, each once: some share one."""
-    seen: set[int] = set()
+    """The named lists of all parts."""
     for part in parts:
         for name in names:
-            values = vars(part).get(name)
-            if isinstance(values, list) and id(values) not in seen:
-                seen.add(id(values))
+            if isinstance(vars(part).get(name), list):
                 yield _ByGroup(part, name)
 
 
@@ -136,7 +133,7 @@ def check_lists(parts: Sequence[Any], num_groups: int) -> None:
 def add_group(parts: Sequence[Any], source: int, num_groups: int) -> None:
     """Give every list one entry more, a copy of that of the group which is split."""
     for values in _lists(parts, _BY_GROUP):
-        if len(values) == num_groups:
+        if len(values) == num_groups:  # one that several share has its entry already
             one = values[source]
             values.values.append(one.clone() if is_tensor(one) else one)
 
