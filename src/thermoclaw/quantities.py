@@ -347,6 +347,16 @@ QUANTITIES: tuple[Quantity, ...] = (
         "How large logits an attention's weights can make; stands with the layer that maps to queries.",
         "Zhai et al. 2023 (arXiv 2303.06296), attention entropy collapse; Dehghani et al. 2023 (arXiv 2302.05442)",
     ),
+    Quantity(
+        "input_scale",
+        "",
+        "input",
+        "layer",
+        "‖g_W‖ / (‖g_b‖ √fan-in) of the first layer, where it has a bias and takes numbers",
+        "Root mean square of the model's inputs as the first layer's gradients tell it: g_W = Σ δxᵀ, g_b = Σ δ.",
+        "LeCun et al. 1998, Efficient BackProp, for inputs near unit scale",
+        bands=(Band("about 1", "normalized"), Band("> 30", "the first layer is driven far harder than the rest")),
+    ),
     # -- derived, per layer -----------------------------------------------------------------------------------------
     Quantity(
         "grad_norm",

@@ -66,6 +66,7 @@ class Anatomy:
 
     sheets: Mapping[int, Sheet]
     queries: Mapping[int, QueryKey]
+    entry: tuple[int, int] | None = None  # weight and bias of the map that takes the model's inputs
 
     def sheet(self, p: Tensor) -> Sheet:
         """Of any parameter, also one that is not in the model."""
@@ -97,7 +98,8 @@ def survey(model: nn.Module | Sequence[nn.Module]) -> Anatomy:
                 found = _pair(p, by_place[parent, _KEY_OF[name]][0], module, modules[parent])
             if found is not None:
                 queries.setdefault(id(p), found)
-    return Anatomy(sheets, queries)
+    first = model if isinstance(model, nn.Module) else next(iter(model), None)
+    return Anatomy(sheets, queries, _entry(first) if first is not None else None)
 
 
 def _owned(modules: Mapping[str, nn.Module]) -> Iterator[_Owned]:
@@ -110,6 +112,18 @@ def _owned(modules: Mapping[str, nn.Module]) -> Iterator[_Owned]:
                 yield _Owned(parent, last.lower(), p, module)
             else:
                 yield _Owned(path, name.lower(), p, module)
+
+
+def _entry(model: nn.Module) -> tuple[int, int] | None:
+    """Weight and bias of the first module with a matrix, where it maps numbers and has a bias."""
+    for module in model.modules():
+        own = dict(module.named_parameters(recurse=False))
+        if any(isinstance(p, UninitializedParameter) for p in own.values()):
+            return None
+        weight, bias = own.get("weight"), own.get("bias")
+        if weight is not None and weight.dim() > 1:
+            return (id(weight), id(bias)) if bias is not None and sheet_of(weight, module).is_watched else None
+    return None
 
 
 def _is_transposed(module: nn.Module | None) -> bool:

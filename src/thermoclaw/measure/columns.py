@@ -33,6 +33,7 @@ PROBE_COLUMNS = (
     "row_likeness",  # of the layer's largest matrix
     "start_gain",  # of the same
     "attention_gain",  # of the queries and keys
+    "input_scale",  # of what goes into the first layer
 )
 PROBE = {name: i for i, name in enumerate(PROBE_COLUMNS)}
 

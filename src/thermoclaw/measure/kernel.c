@@ -295,7 +295,7 @@ void thermoclaw_products(const Plan *plan, float *state, const int64_t *slot, co
 
 /* A matrix as the probe sees it, [OUTER, ROWS, INNER] in memory, and the place of its rows among all. */
 enum { SHEET_OUTER, SHEET_ROWS, SHEET_INNER, SHEET_UNIT, SHEET_WATCHED, SHEET_FIRST, SHEET };
-enum { ZEROS, SILENT, DEAD, PROBE_COLUMNS = 6 };
+enum { ZEROS, SILENT, DEAD };
 
 /* How many of n elements are not zero; of either sign. */
 static int64_t count_nonzero(const char *x, int64_t kind, int64_t n) {
@@ -330,16 +330,17 @@ static void note_nonzero(const char *x, int64_t kind, int64_t n, int64_t *found)
 }
 
 /* Counts the zeros of gradients and, in `silence`, for how many probes each row has been zero, at most `dead`.
- * out [U, PROBE_COLUMNS]: zeros, rows silent for `silent` probes and for `dead`; the other columns become NaN.
+ * out [U, width]: zeros, rows silent for `silent` probes and for `dead`; the other columns become NaN.
  * found: room for the rows of one matrix. */
 void thermoclaw_rows(const int64_t *sheet, int64_t num_sheets, const int64_t *data, const int64_t *kind,
-                     uint8_t *silence, int64_t *found, int64_t silent, int64_t dead, double *out, int64_t num_units) {
+                     uint8_t *silence, int64_t *found, int64_t silent, int64_t dead, double *out, int64_t num_units,
+                     int64_t width) {
     for (int64_t u = 0; u < num_units; u++)
-        for (int64_t k = 0; k < PROBE_COLUMNS; k++) out[u * PROBE_COLUMNS + k] = k <= DEAD ? 0.0 : as_float(0x7FC00000u);
+        for (int64_t k = 0; k < width; k++) out[u * width + k] = k <= DEAD ? 0.0 : as_float(0x7FC00000u);
     for (int64_t m = 0; m < num_sheets; m++, sheet += SHEET) {
         const int64_t outer = sheet[SHEET_OUTER], rows = sheet[SHEET_ROWS], inner = sheet[SHEET_INNER];
         const char *x = (const char *)(intptr_t)data[m];
-        double *sums = out + sheet[SHEET_UNIT] * PROBE_COLUMNS;
+        double *sums = out + sheet[SHEET_UNIT] * width;
         uint8_t *count = silence + sheet[SHEET_FIRST];
         if (x == 0) continue;
         memset(found, 0, (size_t)rows * sizeof *found);

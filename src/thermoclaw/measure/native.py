@@ -91,7 +91,7 @@ def library() -> ctypes.CDLL | None:
         found.thermoclaw_products.argtypes = [address] * 6
         found.thermoclaw_rows.argtypes = [
             *(address, integer, address, address, address, address),
-            *(integer, integer, address, integer),
+            *(integer, integer, address, integer, integer),
         ]
         found.thermoclaw_likeness.argtypes = [address, integer, address, address, address, address]
         for name in ("measure", "finish", "products", "rows", "likeness"):

@@ -43,7 +43,7 @@ class NativeRows:
         data, kinds = _addresses(grads)
         kernel.thermoclaw_rows(
             *(self._counted.ctypes.data, len(grads), data.buffer_info()[0], kinds.buffer_info()[0]),
-            *(silence.data_ptr(), self._found.ctypes.data, silent, dead, out.data_ptr(), len(out)),
+            *(silence.data_ptr(), self._found.ctypes.data, silent, dead, out.data_ptr(), *out.shape),
         )
         return True
 
