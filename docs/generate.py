@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))  # whoever loads this f
 
 import causal_tables
 import cost_tables
+import preflight_tables
 from cost_tables import RESULTS
 from markdown_tables import table
 
@@ -116,4 +117,5 @@ PARTS: dict[str, Callable[[], str]] = {
     "demo": demo,
     **causal_tables.PARTS,
     **cost_tables.PARTS,
+    **preflight_tables.PARTS,
 }

@@ -292,7 +292,13 @@ def test_steps_that_are_rounded_away_as_a_trial_step_shows() -> None:
 
 def test_an_epsilon_that_hides_the_gradient() -> None:
     model = net(16, 64, 4)
-    assert urgent(look(model, adam(model, eps=1.0))) == ["epsilon_dominates"]
+    optimizer = adam(model, eps=1.0)
+    told = look(model, optimizer)
+    assert urgent(told) == ["epsilon_dominates"]
+    assert told.findings[0].remedy is not None
+    told.findings[0].remedy.apply(optimizer)
+    assert optimizer.param_groups[0]["eps"] == 1e-8
+    assert look(model, optimizer).healthy
 
 
 def test_a_penalty_that_outweighs_the_gradient() -> None:
@@ -464,6 +470,26 @@ def test_the_loss_along_the_first_step() -> None:
     assert told.rate.best == pytest.approx(100.0)
     assert told.rate.largest == pytest.approx(100.0)  # the next multiple tried is 316
     assert told.rate.losses[told.rate.scales.index(1.0)] == pytest.approx(0.5 * 10 * 0.99**2, rel=1e-5)
+
+
+def test_losses_along_a_step_have_the_same_random_numbers() -> None:
+    """Dropout alone changes a loss by percents; a step of a billionth does not."""
+    model = nn.Sequential(nn.Linear(16, 64), nn.ReLU(), nn.Dropout(0.5), nn.Linear(64, 4))
+    told = look(model, torch.optim.SGD(model.parameters(), lr=1e-9))
+    assert told.rate is not None
+    place = told.rate.scales.index(1.0)
+    assert told.rate.losses[place] == pytest.approx(told.rate.loss, rel=1e-5)
+    assert told.rate.own_losses[place] == pytest.approx(told.rate.own_loss, rel=1e-5)
+
+
+def test_the_trial_step_is_clipped_as_the_run_will_be() -> None:
+    model, batches = net(16, 64, 4), data()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    functional.cross_entropy(model(batches[0][0]), batches[0][1]).backward()
+    norm = float(torch.stack([p.grad.norm() for p in model.parameters() if p.grad is not None]).norm())
+    free = look(model, optimizer, batches).forecasts[0].update_ratio
+    clipped = look(model, optimizer, batches, max_grad_norm=0.1 * norm).forecasts[0].update_ratio
+    assert clipped == pytest.approx(0.1 * free, rel=1e-4)
 
 
 def test_plain_data() -> None:

@@ -182,6 +182,17 @@ def test_training_goes_on_as_if_nothing_had_been() -> None:
         assert torch.equal(a, b)
 
 
+def test_a_loader_with_a_generator_of_its_own() -> None:
+    model = MODELS["dropout"]()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    data = TensorDataset(torch.randn(96, 8), torch.randint(4, (96,)))
+    own = torch.Generator().manual_seed(7)
+    loader = DataLoader(data, batch_size=16, shuffle=True, generator=own)
+    before = own.get_state()
+    preflight(model, optimizer, loss_fn=functional.cross_entropy, batches=loader)
+    assert torch.equal(own.get_state(), before)
+
+
 def test_an_observer_hears_nothing_of_trial_steps() -> None:
     model = MODELS["dropout"]()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)

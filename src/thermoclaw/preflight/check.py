@@ -75,7 +75,7 @@ def preflight(
         loss_fn: `loss_fn(model, batch)` → scalar, as the training loop computes it; or a criterion (a module, or a
             function of torch.nn.functional) called as `loss_fn(model(batch[0]), batch[1])`. Without, a batch is a
             mapping and `model(**batch).loss` is the loss.
-        batches: a list of batches of the size of a step, or a loader; four to eight are best.
+        batches: a list of batches of the size of a step, or a loader; four to eight are best. An iterator is advanced.
         scheduler: steps once an optimizer step; it is played through, on a copy, for `total_steps`.
         max_grad_norm: what gradients are clipped to.
         rehearse: this many real steps are made and taken back, 20 for example; where they do harm, again at
@@ -153,7 +153,7 @@ def _with_batches(static: Preflight, setup: Setup, model: Any, loss_fn: Any, bat
     params = [w.param for w in setup.weights if w.param.requires_grad or getattr(w.module, "max_norm", None)]
     run = _bare(model)
     tell = _teller()
-    with Guard(setup.models, setup.optimizer, params) as guard:
+    with Guard(setup.models, setup.optimizer, params, batches) as guard:
         device = setup.weights[0].param.device
         given = [moved(batch, device) for batch in take(batches)]
         seen = probe(setup, run, loss_fn, given, guard, tell)

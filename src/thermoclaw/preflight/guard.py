@@ -14,16 +14,13 @@ _ACCELERATORS = ("cuda", "xpu")
 
 
 class RandomState:
-    """The states of torch's generators, Python's and NumPy's, and of generators that modules own."""
+    """The states of torch's generators, Python's and NumPy's, and of generators that modules or the loader own."""
 
-    def __init__(self, models: list[nn.Module]) -> None:
-        self._owned = [
-            value
-            for model in models
-            for module in model.modules()
-            for value in vars(module).values()
-            if isinstance(value, torch.Generator)
-        ]
+    def __init__(self, models: list[nn.Module], loader: Any = None) -> None:
+        owners: list[Any] = [module for model in models for module in model.modules()]
+        owners += [loader, getattr(loader, "sampler", None), getattr(loader, "batch_sampler", None)]
+        held = [value for owner in owners for value in getattr(owner, "__dict__", {}).values()]
+        self._owned = list({id(v): v for v in held if isinstance(v, torch.Generator)}.values())
 
     def read(self) -> dict[str, Any]:
         """As it is now."""
@@ -105,23 +102,24 @@ class Guard:
         models: the modules.
         optimizer: whose parameters' gradients are set aside; its state is never touched.
         params: parameters that trial values will be written to, and those that a forward pass may renormalize.
+        loader: what the batches are taken from.
     """
 
-    def __init__(self, models: list[nn.Module], optimizer: Any, params: list[Tensor]) -> None:
+    def __init__(self, models: list[nn.Module], optimizer: Any, params: list[Tensor], loader: Any = None) -> None:
         self._models = models
         self._optimizer = optimizer
         self._params = params
-        self.random = RandomState(models)
+        self.random = RandomState(models, loader)
 
     def __enter__(self) -> Guard:
         every = [p for model in self._models for p in model.parameters()]
         every += [p for group in self._optimizer.param_groups for p in group["params"]]
         self._start = self.random.read()
+        self._modules = [_ModuleState(module) for model in self._models for module in model.modules()]
+        self.kept = [p.detach().clone(memory_format=torch.preserve_format) for p in self._params]
         self._grads = [(p, p.grad) for p in {id(p): p for p in every}.values()]
         for p, _ in self._grads:
             p.grad = None
-        self._modules = [_ModuleState(module) for model in self._models for module in model.modules()]
-        self.kept = [p.detach().clone(memory_format=torch.preserve_format) for p in self._params]
         return self
 
     def num_bytes(self) -> int:
@@ -140,8 +138,8 @@ class Guard:
             p.data.copy_(was)
 
     def __exit__(self, *_: object) -> None:
-        self.rewind_params()
-        self.rewind_modules()
         for p, grad in self._grads:
             p.grad = grad
         self.random.put(self._start)
+        self.rewind_params()
+        self.rewind_modules()
