@@ -31,7 +31,9 @@ def trailing_mean(values: Array, window: int) -> Array:
 
 def trailing_max(values: Array, window: int) -> Array:
     """Maximum over the last `window` rows along axis 0, NaN ignored; −Inf where there is nothing."""
-    padded = np.concatenate([np.full((window - 1, *values.shape[1:]), -np.inf), np.where(np.isnan(values), -np.inf, values)])
+    padded = np.concatenate(
+        [np.full((window - 1, *values.shape[1:]), -np.inf), np.where(np.isnan(values), -np.inf, values)]
+    )
     return np.asarray(np.lib.stride_tricks.sliding_window_view(padded, window, axis=0).max(axis=-1))
 
 

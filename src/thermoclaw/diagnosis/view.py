@@ -81,7 +81,9 @@ class View:
     @cached_property
     def trained(self) -> Mask:
         """Layers that were stepped with a learning rate above zero at some row, [L]."""
-        return np.asarray((np.nan_to_num(self.record["lr"]) > 0).any(axis=0) & (self.record["has_grad"] > 0).any(axis=0))
+        return np.asarray(
+            (np.nan_to_num(self.record["lr"]) > 0).any(axis=0) & (self.record["has_grad"] > 0).any(axis=0)
+        )
 
     @cached_property
     def began_with_weights(self) -> Mask:

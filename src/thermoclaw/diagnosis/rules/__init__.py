@@ -92,7 +92,7 @@ RULES: tuple[Rule, ...] = (
         schedule.lr_schedule_zero,
         "The schedule has reached zero and the run goes on",
         "learning rate against its peak",
-        f"≤ {schedule.ZERO_SHARE:g} of the peak for {schedule.ZERO_ROWS} steps and {schedule.ZERO_OF_RUN:.0%} of the run",
+        f"≤ {schedule.ZERO_SHARE:g} of the peak for {schedule.ZERO_ROWS} steps and {schedule.ZERO_OF_RUN:.0%} of all",
         "definition",
     ),
     Rule(
@@ -204,7 +204,8 @@ RULES: tuple[Rule, ...] = (
         noise.gradient_noise,
         "The gradient is mostly noise",
         "coherence and its size, noise_share, loss without progress",
-        f"coherence size < {noise.ISOTROPIC} where it was > {noise.ISOTROPIC_BEFORE}; or no progress at noise_share > {noise.FLAT_SHARE}",
+        f"coherence size < {noise.ISOTROPIC} where it was > {noise.ISOTROPIC_BEFORE}; or no progress at noise_share > "
+        f"{noise.FLAT_SHARE}",
         "McCandlish et al. 2018",
     ),
     Rule(
@@ -220,7 +221,8 @@ RULES: tuple[Rule, ...] = (
         generalization.overfitting,
         "Validation and training loss part",
         "gap between validation and training loss over the first loss",
-        f"> {generalization.GAP:.0%} at {generalization.PATIENCE} validations, HIGH > {generalization.GAP_HIGH:.0%} or when validation rises",
+        f"> {generalization.GAP:.0%} at {generalization.PATIENCE} validations, HIGH > {generalization.GAP_HIGH:.0%} or "
+        "when validation rises",
         "SageMaker Debugger, Overfit",
     ),
     Rule(

@@ -58,7 +58,10 @@ def _steady_sum(record: Record, growth: Array) -> tuple[int, int] | None:
     turning = trailing_mean(view.coherence, SUM_ROWS)
     bend = np.abs(np.diff(record.loss, 2, prepend=[np.nan, np.nan]))  # a trend has none, batches that differ have
     with np.errstate(divide="ignore", invalid="ignore"):
-        batches_differ = 0.5 * trailing_mean(bend, SUM_ROWS) / np.maximum(np.abs(view.loss.smooth), 0.1 * abs(view.loss.start)) > SUM_BATCHES
+        batches_differ = (
+            0.5 * trailing_mean(bend, SUM_ROWS) / np.maximum(np.abs(view.loss.smooth), 0.1 * abs(view.loss.start))
+            > SUM_BATCHES
+        )
     moving = trailing_mean(view.update_ratio, SUM_ROWS) > SUM_MOVES
     hit = (noise < SUM_NOISE) & (turning > SUM_COHERENCE) & batches_differ & moving & (growth > SUM_KEEPS)
     hit[:SUM_ROWS] = False

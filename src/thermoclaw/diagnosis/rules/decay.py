@@ -92,7 +92,7 @@ def _shrinking(record: Record) -> Finding | None:
         f"along the weights; λ‖θ‖ is {ratio:.1f} times the gradient's norm.",
         meaning=f"{record.optimizer} adds λθ to the gradient before it rescales it: where that term is the larger one, "
         "the optimizer spends its steps on shrinking the weights.",
-        advice=f"Lower weight_decay from {decay:.3g} to about {value:.2g} (λ‖θ‖ at a twentieth of the gradient's norm), "
+        advice=f"Lower weight_decay from {decay:.3g} to about {value:.2g} (λ‖θ‖ at a twentieth of ‖g‖), "
         "or use AdamW, whose decay is not rescaled.",
         source="Loshchilov and Hutter 2019 (arXiv 1711.05101); Kosson et al. 2024 (arXiv 2305.17212)",
         evidence={"shrink_per_step": pace, "decay_over_gradient": ratio, "weight_decay": decay},
@@ -123,7 +123,8 @@ def _too_fast(record: Record, rate: Array) -> Finding | None:
             (max(span[0] - DECAY_FAST_ROWS + 1, 0), row),
             mask=mask,
             title=f"weight decay outruns {names}",
-            seen=f"Learning rate times weight_decay {decay:.3g} takes a factor e off {names} every {1 / pace:.0f} steps.",
+            seen=f"Learning rate times weight_decay {decay:.3g} takes a factor e off {names} every "
+            f"{1 / pace:.0f} steps.",
             meaning="The weights are an average over that few steps: what earlier batches taught is forgotten as fast "
             "as it is learned. Usual recipes have 5,000 steps and more.",
             advice=f"Lower weight_decay from {decay:.3g} to about {value:.2g} (a factor e in 10,000 steps).",

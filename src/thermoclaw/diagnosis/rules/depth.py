@@ -6,7 +6,7 @@ import numpy as np
 
 from thermoclaw.diagnosis.finding import Finding, describe_layers
 from thermoclaw.diagnosis.selection import chosen, names_of, tell, two_digits
-from thermoclaw.diagnosis.signals import LossView, Mask, held, median_over, trailing_mean, weights_of
+from thermoclaw.diagnosis.signals import Mask, held, median_over, trailing_mean, weights_of
 from thermoclaw.diagnosis.view import view_of
 from thermoclaw.quantities import Array
 from thermoclaw.record import Record
@@ -21,7 +21,7 @@ def _depth_profile(record: Record) -> tuple[Mask, Array] | None:
     if len(record) < 20:
         return None
     mask = weights_of(record) & np.array([layer.ltype != "embedding" for layer in record.layers], dtype=bool)
-    mask &= record["has_grad"].mean(axis=0) > 0.5
+    mask &= (record["has_grad"] > 0).mean(axis=0) > 0.5
     if mask.sum() < 4:
         return None
     sizes = np.array([layer.num_params for layer in record.layers], dtype=float)[mask]
@@ -126,7 +126,7 @@ def _blast(record: Record) -> Finding | None:
         f"weights by one part in {steep:,.0f} changes the loss by as much as itself. Usual is 0.1 to {STEEP_USUAL:g}.",
         meaning="The model multiplies its signal, and with it the gradient, from layer to layer.",
         advice="Normalize between layers, use residual connections, start with smaller weights (gain near 1; spectral "
-        f"radius near 1 for recurrent ones), check the scale of the inputs, and clip the gradient norm at about {norm:.2g}.",
+        f"radius near 1 for recurrences), check the scale of the inputs, and clip the gradient norm near {norm:.2g}.",
         source="He et al. 2015 (arXiv 1502.01852); Pascanu et al. 2013 (arXiv 1211.5063); ⟨g, θ⟩ = kL for a loss "
         "homogeneous of degree k",
         evidence={"steepness": steep, "loss": first, "grad_norm": float(view.grad[0])},

@@ -43,8 +43,8 @@ def second_moment_lag(record: Record) -> Finding | None:
         mask=mask,
         title="the second moment lags behind",
         seen=f"At step {int(record.steps[row])} the steps of "
-        f"{describe_layers(chosen(record, mask), len(record.layers))} were {worst:.1f} times the learning rate a weight "
-        f"(Adam's are 1 at most in a steady state), after the gradient norm rose "
+        f"{describe_layers(chosen(record, mask), len(record.layers))} were {worst:.1f} times the learning rate a "
+        f"weight (Adam's are 1 at most in a steady state), after the gradient norm rose "
         f"{np.exp(np.log(view.grad[row]) - before[row]):.0f}×.",
         meaning="The mean square still remembers the small gradients of before, so the quotient is too large; a spike "
         "of the loss follows within a few steps.",
@@ -65,7 +65,9 @@ def incoherent_update(record: Record) -> Finding | None:
     usual, spread = lagged(mean, LOST_ROWS), np.hypot(error, lagged(wide, LOST_ROWS))
     lost = (usual > LOST_BEFORE) & (now < LOST_SHARE * usual) & (usual - now > LOST_SIGMA * spread)
     lost &= np.arange(len(record)) >= LOST_ROWS + LOST_BEFORE_ROWS
-    lost &= (np.abs(view.radial_share) < 0.5) & (view.update > 0) & (np.abs(np.log(view.lr / lagged(view.lr, 35))) < 1.0)
+    lost &= (
+        (np.abs(view.radial_share) < 0.5) & (view.update > 0) & (np.abs(np.log(view.lr / lagged(view.lr, 35))) < 1.0)
+    )
     lost &= view.update < 2.0 * lagged(trailing_median(view.update, 20), LOST_ROWS)
     if view.loss is not None:
         lost &= ~(view.loss.smooth < LOST_LEVEL * view.loss.start)

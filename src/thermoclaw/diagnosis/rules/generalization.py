@@ -46,8 +46,8 @@ def overfitting(record: Record) -> Finding | None:
         "HIGH" if bool((parted & (widest > 1.0))[PATIENCE - 1 :].any()) else "MEDIUM",
         (int(rows[i - PATIENCE + 1]), int(rows[i])),
         title="overfitting",
-        seen=f"At step {steps[i]} the validation loss is {values[i]:.4g} and the training loss {train[i]:.4g}, a gap of "
-        f"{gap[i]:.0%} of the first loss; validation was best with {values[b]:.4g} at step {steps[b]}.",
+        seen=f"At step {steps[i]} the validation loss is {values[i]:.4g} and the training loss {train[i]:.4g}, a gap "
+        f"of {gap[i]:.0%} of the first loss; validation was best with {values[b]:.4g} at step {steps[b]}.",
         meaning="The model learns its training examples by heart, and what it gains there no longer carries over.",
         advice=f"Get more data or augment it, regularize (dropout, weight decay, a smaller model), or stop near step "
         f"{steps[b]}.",

@@ -37,11 +37,20 @@ def _wrong_starts(record: Record, gain: Array, known: Mask) -> list[tuple[str, M
     many = np.array([(shapes.get(layer.name) or [0])[0] >= ALIKE_ROWS for layer in record.layers], dtype=bool)
     alike = many & (_first(view_of(record).optional("row_likeness")) > ALIKE)
     return [
-        ("zero", known & (gain == 0)),
+        ("zero", known & (gain == 0) & _passes_nothing(record, known & (gain == 0))),
         ("large", known & (gain > GAIN_LARGE)),
         ("small", known & (gain < GAIN_SMALL)),
         ("alike", known & (gain > 0) & alike),
     ]
+
+
+def _passes_nothing(record: Record, zero: Mask) -> Mask:
+    """All of them where most get no gradient at the first step, as behind a last layer of zeros; else none.
+
+    A second half of an adapter, or a residual branch's last layer, starts at zero on purpose and gets its gradient.
+    """
+    stuck = zero & (record["grad_sq"][0] == 0)
+    return np.full(len(zero), stuck.sum() > 0.4 * zero.sum() > 0)
 
 
 def _first(values: Array) -> Array:
@@ -97,7 +106,9 @@ def unnormalised_input(record: Record) -> Finding | None:
     first = _input_layer(view)
     if first is None:
         return None
-    scale = float(np.nanmedian(view_of(record).optional("input_scale")[:64, first])) if _is_known(record, first) else np.nan
+    scale = (
+        float(np.nanmedian(view_of(record).optional("input_scale")[:64, first])) if _is_known(record, first) else np.nan
+    )
     if not scale > INPUT_LARGE:
         return None
     mask = np.arange(len(record.layers)) == first

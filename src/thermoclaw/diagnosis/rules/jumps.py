@@ -55,7 +55,7 @@ def distribution_shift(record: Record) -> Finding | None:
     for row in rows:
         at = row - AFTER + 1
         if usual[at] and sudden[row] > 0.5 and not _falls_back(record.loss[at : row + 1]):
-            return _shift(view, at, int(row), float(size[row]))
+            return _shift(view, int(at), int(row), float(size[row]))
     return None
 
 
@@ -141,7 +141,7 @@ def gradient_spike(record: Record) -> Finding | None:
 
 
 def _is_alone(record: Record, at: int, start: float) -> bool:
-    """Whether a spike that falls back at once is among the first few; where they come again and again, it is no batch."""
+    """Whether a spike falls back at once and is among the first few; where they come again, it is no batch."""
     before = record.loss[max(at - 400, 0) : at]
     return _falls_back(record.loss[at : at + LOSS_SPIKE_BACK + 1]) and int((before > 1.2 * start).sum()) < MANY_SPIKES
 
@@ -171,8 +171,8 @@ def loss_spike(record: Record) -> Finding | None:
         "HIGH" if over[at] > gained[at] else "MEDIUM",
         (at, row),
         title="a loss spike",
-        seen=f"At step {int(record.steps[at])} the loss jumped to {values[at]:.4g}, where the {2 * SPIKE_MEMORY} steps before "
-        f"had {recent[at]:.4g} at most, after an ordinary step; {LOSS_SPIKE_BACK} steps later it was back.",
+        seen=f"At step {int(record.steps[at])} the loss jumped to {values[at]:.4g}, where the {2 * SPIKE_MEMORY} steps "
+        f"before had {recent[at]:.4g} at most, after an ordinary step; {LOSS_SPIKE_BACK} steps later it was back.",
         meaning="What came in was out of the ordinary: a corrupt or mislabelled batch, or one of another kind.",
         advice=f"Look at the batches from step {int(record.steps[at])} on; skip batches whose loss stands out, and "
         "clip the gradient norm.",

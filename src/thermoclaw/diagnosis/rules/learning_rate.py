@@ -9,7 +9,16 @@ import numpy as np
 from thermoclaw.diagnosis.finding import Finding
 from thermoclaw.diagnosis.remedies import Remedy
 from thermoclaw.diagnosis.selection import tell, two_digits
-from thermoclaw.diagnosis.signals import LossView, Mask, held, lower_quartile, median_over, trailing_mean, trailing_min, weights_of
+from thermoclaw.diagnosis.signals import (
+    LossView,
+    Mask,
+    held,
+    lower_quartile,
+    median_over,
+    trailing_mean,
+    trailing_min,
+    weights_of,
+)
 from thermoclaw.diagnosis.view import view_of
 from thermoclaw.quantities import Array
 from thermoclaw.record import Record
@@ -75,12 +84,12 @@ def _rewritten(record: Record) -> Finding | None:
         "HIGH",
         (0, row),
         title="the first steps rewrite the weights",
-        seen=f"Step {int(record.steps[at])} moved three of four weight layers by {worst:.0%} of their norm and more, at a "
-        f"learning rate of {lr:.3g}.",
+        seen=f"Step {int(record.steps[at])} moved three in four layers by {worst:.0%} of their norm and more, at "
+        f"a learning rate of {lr:.3g}.",
         meaning="What the initialization (or the pre-training) put there is gone before anything is learned; the run "
         "goes on from random large weights.",
-        advice=f"Lower the learning rate from {lr:.3g} to about {value:.2g} (steps of 0.3 % of the weights), or warm it "
-        "up over the first hundred steps, and start again.",
+        advice=f"Lower the learning rate from {lr:.3g} to about {value:.2g} (steps of 0.3 % of the weights), or warm "
+        "it up over the first hundred steps, and start again.",
         source="Karpathy 2019: an update ratio of about 1e-3 is usual; docs: diagnosis",
         evidence={"update_ratio": worst, "lr": lr},
         remedy=Remedy("lr", value, lr),

@@ -16,7 +16,7 @@ def no_gradient(record: Record) -> Finding | None:
     if len(record) < 3:
         return None
     silent = (record["grad_sq"] == 0).all(axis=1)
-    never = (record["has_grad"] == 0).all(axis=1)
+    never = np.asarray(~(record["has_grad"] > 0).any(axis=1))
     span = held(silent, 3)
     if span is None or span[0] > 0:
         return None
@@ -109,8 +109,8 @@ def _cut_off(record: Record) -> Finding | None:
         seen=f"{names} ask for gradients and got none (None) in any of the {len(record)} steps, while everything from "
         f"{record.layers[first].name} on gets them.",
         meaning="The graph is cut between the two: a detach(), a no_grad() or a conversion through numpy on the way.",
-        advice=f"Look at what happens to the tensor that goes into {record.layers[first].name}; if the freeze is meant, "
-        "set requires_grad = False on the layers before it.",
+        advice=f"Look at what happens to the tensor that goes into {record.layers[first].name}; if the freeze is "
+        "meant, set requires_grad = False on the layers before it.",
         source="TrainCheck (OSDI 2025); definition",
         evidence={"layers": float(cut.sum())},
     )

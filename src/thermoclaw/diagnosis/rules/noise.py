@@ -78,12 +78,16 @@ def _noise(view: View, span: tuple[int, int], *, sudden: bool) -> Finding:
         title="the gradient is mostly noise",
         seen=f"{since}; {share:.0%} of the squared gradient is noise.",
         meaning="Steps diffuse instead of descending."
-        + (" Noise was added to the gradient, or what it is computed from is no longer related to the loss." if sudden else ""),
+        + (
+            " Noise was added to the gradient, or what it is computed from is no longer related to the loss."
+            if sudden
+            else ""
+        ),
         advice="Look at what touches gradients since that step: compression, an all-reduce, injected noise, sampling."
         if sudden
         else "Use a batch at least four times as large (or accumulate gradients), or lower the learning rate in "
         "proportion.",
-        source="McCandlish et al. 2018 (arXiv 1812.06162): the noise scale; docs: theory, the drift-free noise estimate",
+        source="McCandlish et al. 2018 (arXiv 1812.06162); docs: theory, the drift-free noise estimate",
         evidence={"noise_share": share, "coherence": coherence, "coherence_size": size},
     )
 
@@ -106,9 +110,9 @@ def label_noise(record: Record) -> Finding | None:
         "MEDIUM",
         (0, row),
         title="targets carry next to no information",
-        seen=f"After {int(record.steps[row])} steps of ordinary size the loss stands at {level:.4g}, {level / view.loss.start:.0%}"
-        f" of the first one, and does not fall; {share:.0%} of the squared gradient is noise and successive gradients "
-        f"do not agree (cosine {trailing_mean(view.coherence, WINDOW)[row]:.3f}).",
+        seen=f"After {int(record.steps[row])} steps of ordinary size the loss stands at {level:.4g}, "
+        f"{level / view.loss.start:.0%} of the first one, and does not fall; {share:.0%} of the squared gradient is "
+        f"noise and successive gradients do not agree (cosine {trailing_mean(view.coherence, WINDOW)[row]:.3f}).",
         meaning="Once the mean of the targets is learned, nothing in the inputs tells more about them.",
         advice="Check that inputs and targets still belong together (shuffled apart, off by one, wrong column, wrong "
         "mapping); train on ten examples: a sound set-up learns them by heart.",

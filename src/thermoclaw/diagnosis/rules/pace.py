@@ -104,12 +104,12 @@ def over_clipping(record: Record) -> Finding | None:
         "HIGH" if pace[row] > LOW_PACE_HIGH else "MEDIUM",
         (0, row),
         title="clipping holds every step back",
-        seen=f"The gradient norm was {norm:.3g} at every one of the last {CLIP_ROWS} steps, as clipping makes it, and a "
-        f"step changes a typical layer by {ratio:.1e} of its norm: at this pace a tenth of the loss takes "
+        seen=f"The gradient norm was {norm:.3g} at every one of the last {CLIP_ROWS} steps, as clipping makes it, and "
+        f"a step changes a typical layer by {ratio:.1e} of its norm: at this pace a tenth of the loss takes "
         f"{pace[row] * record['step'][row]:,.0f} steps.",
         meaning="With every gradient cut, lr × max_norm is the real step length, and it is too short.",
-        advice=f"Raise max_norm from {norm:.3g} to about {value:.2g}, so that only outliers are cut (fewer than half of "
-        "the steps).",
+        advice=f"Raise max_norm from {norm:.3g} to about {value:.2g}, so that only outliers are cut (fewer than half "
+        "of the steps).",
         source="Tuning Playbook (Godbole et al. 2023): clipping more than half of the updates",
         evidence={"max_norm": norm, "update_ratio": ratio, "steps_for_a_tenth": float(pace[row] * record["step"][row])},
     )

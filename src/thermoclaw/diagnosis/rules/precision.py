@@ -32,7 +32,7 @@ def lost_updates(record: Record) -> Finding | None:
     span = held((share >= LOST_SHARE) | (lost.mean(axis=1) >= LOST_LAYERS), 8)
     if span is None:
         return None
-    start, row = span
+    row = span[1]
     mask = lost[row]
     names = describe_layers(chosen(record, mask), len(record.layers))
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -45,8 +45,8 @@ def lost_updates(record: Record) -> Finding | None:
         mask=mask,
         title="updates are rounded away",
         seen=f"{names} keep their weights in {_dtypes(view)}; a typical step "
-        f"({TYPICAL_STEP:g} of the learning rate {view.lr[row]:.2g}) is {worst:.1f} times below half the spacing of numbers at a typical weight, in "
-        f"{share[row]:.0%} of the parameters.",
+        f"({TYPICAL_STEP:g} of the learning rate {view.lr[row]:.2g}) is {worst:.1f} times below half the "
+        f"spacing of numbers at a typical weight, in {share[row]:.0%} of the parameters.",
         meaning="Adding such a step gives the old weight back: most of what the optimizer asks for is lost.",
         advice="Keep float32 weights and compute in autocast, or use an optimizer with float32 master weights, "
         "stochastic rounding or Kahan summation.",
@@ -75,11 +75,14 @@ def underflow(record: Record) -> Finding | None:
         return None
     kinds = np.array([layer.ltype != "embedding" for layer in record.layers], dtype=bool)
     big = view.big & kinds & view.trained
-    zeros = median_over(view_of(record).optional("grad_zeros"), big)
-    probed = np.flatnonzero(np.isfinite(zeros))
+    columns = np.flatnonzero(big)
+    zeros = view_of(record).optional("grad_zeros")
+    probed = np.flatnonzero(np.isfinite(zeros[:, big]).any(axis=1))
     if len(probed) < 3:
         return None
-    values = zeros[probed]
+    least = np.sort(np.nan_to_num(zeros[probed][:, columns], nan=1.0), axis=1)[:, len(columns) // 4]  # of most layers
+    last = np.nan_to_num(zeros[probed, columns[-1]])  # whose inputs and errors are zero for no other reason
+    values = np.minimum(least, last)
     base = np.minimum.accumulate(values)
     span = held(values > base + ZEROS_MORE, ZEROS_ROWS)
     if span is None or _dead_rows_explain(view, probed[span[1]]):
@@ -124,7 +127,7 @@ def epsilon_dominates(record: Record) -> Finding | None:
     span = held(share > 0.5, 8)
     if span is None or (span[0] > 50 and eps < EPSILON_LARGE):
         return None
-    start, row = span
+    row = span[1]
     mask = below[row]
     typical = float(np.median(rms[row][mask]))
     value = two_digits(min(1e-8, 1e-3 * typical)) if typical < 1e-6 else 1e-8

@@ -25,8 +25,8 @@ def dead_units(record: Record) -> Finding | None:
     alive = (record["grad_sq"] > 0).any(axis=0)
     fell = (quiet > SILENT) & (quiet > base + SILENT_MORE) & alive
     never = (gone > DEAD) & alive
-    for hit, rows, confidence in ((fell, 2, "HIGH"), (never, 1, "HIGH")):
-        span = held(hit.any(axis=1), rows)
+    for hit, rows in ((fell, 2), (never, 1)):
+        span = held(np.asarray(hit.any(axis=1)), rows)
         if span is not None:
             break
     else:
@@ -37,12 +37,12 @@ def dead_units(record: Record) -> Finding | None:
     return tell(
         record,
         "dead_units",
-        confidence,
+        "HIGH",
         (start, row),
         mask=mask,
         title="units are dead",
-        seen=f"In {describe_layers(chosen(record, mask), len(record.layers))} {share:.0%} of the output units got exactly "
-        "zero gradient in every batch that was looked at.",
+        seen=f"In {describe_layers(chosen(record, mask), len(record.layers))} {share:.0%} of the output units got "
+        "exactly zero gradient in every batch that was looked at.",
         meaning="They never fire (a ReLU below zero for all inputs) and can never come back: the layer is that much "
         "narrower than it was built.",
         advice="Go back to before they died and lower the learning rate; use GELU, SiLU or LeakyReLU, He "
