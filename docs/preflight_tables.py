@@ -86,18 +86,18 @@ def faults() -> str:
 
 
 def machine() -> str:
-    """What it ran on, how long it took, what was left out."""
+    """What it ran on, and what was left out."""
     measured = read()
     env = measured["environment"]
     told = f"{env['processor']}, {env['cores']} cores, Python {env['python']}, PyTorch {env['torch']}, {env['date']}"
     lines = [f"{told}, revision {env['revision']}, load {env['load_before']} before the run."]
     for title, of in parts(measured):
-        left, seconds = of["left_out"], of["mean_seconds"]
+        left = of["left_out"]
         lines.append(
             f"{title.capitalize()} programs: {of['cases']} cases counted; left out are {left['not_visible']} faults "
             f"that begin later or sit in the loop, {left['does_not_count']} runs that the vetting does not count and "
-            f"{left['not_run']} that were not run. A look took {seconds['settings']:.2f} s, {seconds['batches']:.2f} s "
-            f"with batches and {seconds['rehearsal']:.2f} s with a rehearsal, on average."
+            f"{left['not_run']} that were not run. {of['vetted_by_other_code']} were vetted on runs of an earlier "
+            "version of the zoo."
         )
     return "\n\n".join(lines)
 
