@@ -39,7 +39,7 @@ def totals() -> str:
     told, rows = read(), []
     for part, title in TITLES.items():
         if part in told:
-            for words, key in SELECTIONS.items():
+            for key, words in SELECTIONS.items():
                 figures = told[part][key]
                 cells = (share(figures[name]) for name in ("better", "tie", "worse", "refused", "as_control"))
                 rows.append((f"{title}, {words}", *cells))

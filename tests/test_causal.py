@@ -165,3 +165,26 @@ def test_the_command_writes_figures_and_a_picture(traces: Store, tmp_path: Path)
     assert told["dev"]["totals"]["better"]["hits"] == 1
     assert (tmp_path / "causal.png").stat().st_size > 10_000
     assert {row["seed"] for row in told["experiment"]} == {42, 137, 2024}
+
+
+@pytest.mark.usefixtures("told_at_16")
+def test_the_page_is_filled_from_the_figures(traces: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = Store(tmp_path)
+    causal.try_all([HEALTHY, FAILING], out, traces, jobs=1)
+    results = {case.name: out.outcome(case.name, causal.KIND) for case in (FAILING, HEALTHY)}
+    measured = tmp_path / "causal.json"
+    measured.write_text(json.dumps(document(results, command.known_outcomes(traces))))
+    monkeypatch.syspath_prepend(str(Path(__file__).resolve().parents[1] / "docs"))
+    import causal_tables
+
+    monkeypatch.setattr(causal_tables, "RESULT", measured)
+    parts = {name: make() for name, make in causal_tables.PARTS.items()}
+    assert "| development programs, every first alarm | 1 of 1 (21%–100%) |" in parts["causal-totals"]
+    assert "1 failing runs count; 1 had a remedy" in parts["causal-coverage"]
+    assert "`weight_decay_too_high` | 1 of 1" in parts["causal-by-code"]
+    assert "| development programs | 1 of 1 " in parts["causal-healthy"]
+    assert parts["causal-picture"].startswith("![")
+    assert "2024" in parts["causal-experiment"]
+    monkeypatch.setattr(causal_tables, "RESULT", tmp_path / "nowhere.json")
+    assert causal_tables.totals() == "Not measured yet."
+    assert {make() for name, make in causal_tables.PARTS.items() if name != "causal-totals"} == {""}
