@@ -528,6 +528,47 @@ def test_an_optimizer_that_needs_a_closure_is_not_stepped() -> None:
     assert "Not checked: trial steps, because LBFGS" in str(told)
 
 
+def test_complex_parameters() -> None:
+    model = nn.Linear(16, 4, dtype=torch.complex64)
+    told = preflight(
+        model,
+        torch.optim.Adam(model.parameters(), lr=1e-3),
+        loss_fn=lambda m, b: (m(b[0].to(torch.complex64)).abs() - 1.0).square().mean(),
+        batches=data(),
+        rehearse=3,
+    )
+    assert told.healthy
+    assert told.noise is not None
+
+
+def test_an_optimizer_without_a_rate() -> None:
+    class Fixed(torch.optim.Optimizer):
+        def __init__(self, params: Any) -> None:
+            super().__init__(params, {"length": 0.1})
+
+        def step(self, closure: Any = None) -> None:
+            for group in self.param_groups:
+                for p in group["params"]:
+                    if p.grad is not None:
+                        p.data.sub_(group["length"] * p.grad)
+
+    model = net(16, 64, 4)
+    told = look(model, Fixed(model.parameters()), total_steps=100, rehearse=3)
+    assert told.healthy
+    assert told.rate is not None
+    assert told.rate.largest > 0
+
+
+def test_several_models() -> None:
+    models = [nn.Linear(16, 32), nn.Linear(32, 4)]
+    optimizer = torch.optim.Adam([p for m in models for p in m.parameters()], lr=1e-3)
+
+    def loss(parts: list[nn.Module], batch: Any) -> Tensor:
+        return functional.cross_entropy(parts[1](torch.relu(parts[0](batch[0]))), batch[1])
+
+    assert preflight(models, optimizer, loss_fn=loss, batches=data(), rehearse=3).healthy
+
+
 def test_sparse_gradients() -> None:
     model = nn.Sequential(nn.EmbeddingBag(50, 16, sparse=True), nn.Linear(16, 4))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)

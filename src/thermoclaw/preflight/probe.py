@@ -160,19 +160,25 @@ def _wide(g: Tensor) -> torch.dtype | None:
     return torch.float32 if g.dtype in (torch.float16, torch.bfloat16) else None
 
 
-def _inner(a: Grads, b: Grads) -> float:
-    pairs = [(x, y) for x, y in zip(a, b, strict=True) if x is not None and y is not None]
-    return sum(float((x.detach().float() * y).sum()) for x, y in pairs if not x.is_complex() and not x.is_sparse)
+def _real(g: Tensor) -> Tensor:
+    """In single precision; complex numbers as pairs."""
+    g = g.detach()
+    return (torch.view_as_real(g) if g.is_complex() else g).float()
+
+
+def _inner(grads: Grads, total: Grads) -> float:
+    pairs = [(g, t) for g, t in zip(grads, total, strict=True) if g is not None and t is not None]
+    return sum(float((_real(g) * t).sum()) for g, t in pairs if not g.is_sparse)
 
 
 def _added(total: Grads, grads: Grads) -> Grads:
     """The sum in single precision."""
     if not total:
-        return [None if g is None else g.detach().float().clone() for g in grads]
+        return [None if g is None else _real(g).clone() for g in grads]
     for place, g in enumerate(grads):
         if g is not None:
             mine = total[place]
-            total[place] = g.detach().float().clone() if mine is None else mine.add_(g.detach())
+            total[place] = _real(g).clone() if mine is None else mine.add_(_real(g))
     return total
 
 

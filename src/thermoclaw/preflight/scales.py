@@ -171,7 +171,7 @@ def check_clipping(setup: Setup, probe: Probe) -> list[Finding]:
 def check_noise(probe: Probe) -> list[Finding]:
     """A gradient that is noise and nothing else."""
     noise = probe.noise
-    if noise is None or noise.low < NOISE:
+    if noise is None or not NOISE <= noise.low < math.inf:
         return []
     return [
         make_finding(

@@ -7,6 +7,7 @@ not fire.
 from __future__ import annotations
 
 import copy
+import math
 from collections import OrderedDict, defaultdict
 from collections.abc import Sequence
 from typing import Any
@@ -54,6 +55,8 @@ def make_twin(setup: Setup, *, factor: float = 1.0) -> Any:
 def set_rates(setup: Setup, twin: Any, factor: float) -> None:
     """Rates as multiples of the highest ones."""
     for group, hyper in zip(twin.param_groups, setup.hypers, strict=True):
+        if not math.isfinite(hyper.lr):
+            continue  # an optimizer without a rate of that name
         if isinstance(group["lr"], Tensor):
             group["lr"].fill_(hyper.lr * factor)
         else:
