@@ -367,6 +367,19 @@ def test_the_first_layer_tells_the_size_of_its_inputs(backend: str) -> None:
     assert np.isnan(scale[0, 1])
 
 
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_cross_entropy_does_not_push_all_outputs_together(bias: bool, backend: str) -> None:
+    for push, want in ((0.0, 0.0), (1e4, 1.0)):
+        model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 5, bias=bias))
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+        observer = Observer(model, optimizer, strict=True)
+        logits = model(torch.randn(7, 6))
+        (nn.functional.cross_entropy(logits, torch.arange(7) % 5) + push * logits.mean()).backward()
+        optimizer.step()
+        observer.step()
+        assert observer.record()["output_drift"][0, 1] == pytest.approx(want, abs=1e-3)
+
+
 @pytest.mark.parametrize("first", [nn.Embedding(9, 4), nn.Linear(4, 4, bias=False)])
 def test_inputs_that_the_first_layer_cannot_tell(first: nn.Module) -> None:
     model = nn.Sequential(first, nn.Linear(4, 3))

@@ -242,3 +242,24 @@ def test_a_cut_graph_and_missing_parameters() -> None:
     assert len(finding.layers) == 3
     meant = Synthetic().set(layers=slice(0, 3), has_grad=np.nan, grad_sq=0.0, update_sq=0.0, coherence=np.nan)
     silent(meant.record(), "frozen_layers")
+
+
+def test_attention_that_sharpens() -> None:
+    run = Synthetic(300)
+    rows = np.arange(0, 300, 16)
+    run.set(0, 2, attention_gain=np.nan).columns["attention_gain"][rows, 2] = 0.2 * np.exp(0.05 * rows)
+    finding = heard(run.record(), "attention_logit_growth")
+    assert finding.layers == ("blocks.2.fc",)
+    slow = Synthetic(300)
+    slow.set(0, 2, attention_gain=np.nan).columns["attention_gain"][rows, 2] = 0.2 * np.exp(0.02 * rows)
+    silent(slow.record(), "attention_logit_growth")
+
+
+def test_logits_that_run_away_together() -> None:
+    run = Synthetic()
+    run.probe(output_drift=np.where(np.arange(50) < 25, 1e-9, 0.5))
+    assert 97 <= heard(run.record(), "output_logit_divergence").first_step <= 105
+    silent(Synthetic().probe(output_drift=0.5).record(), "output_logit_divergence")  # no cross-entropy, or a z-loss
+    grown = Synthetic(300).set(layers=7, param_sq=(10.0 * np.exp(0.01 * np.maximum(np.arange(300) - 150, 0))) ** 2)
+    grown.probe(row_likeness=np.where(np.arange(75) < 40, 0.02, 0.02 * np.exp(0.05 * (np.arange(75) - 40))))
+    assert heard(grown.record(), "output_logit_divergence").layers == ("blocks.7.fc",)

@@ -357,6 +357,17 @@ QUANTITIES: tuple[Quantity, ...] = (
         "LeCun et al. 1998, Efficient BackProp, for inputs near unit scale",
         bands=(Band("about 1", "normalized"), Band("> 30", "the first layer is driven far harder than the rest")),
     ),
+    Quantity(
+        "output_drift",
+        "",
+        "1",
+        "layer",
+        "C·‖mean over the C outputs of g‖² / ‖g‖², of the last layer's bias, or its weight",
+        "Share of the last layer's gradient that moves all outputs together. Softmax cross-entropy gives 0: what it "
+        "takes from one logit it gives to others.",
+        "Wortsman et al. 2023 (arXiv 2309.14322), for the divergence of output logits",
+        bands=(Band("0", "softmax cross-entropy"), Band("1", "all outputs are pushed alike")),
+    ),
     # -- derived, per layer -----------------------------------------------------------------------------------------
     Quantity(
         "grad_norm",

@@ -20,7 +20,8 @@ _RANK = {
         (
             "no_gradient gradient_accumulation_bug bad_init frozen_layers lost_updates epsilon_dominates "
             "lr_schedule_zero layer_lr_mismatch unnormalised_input over_clipping momentum_too_high",
-            "underflow dead_units weight_decay_too_high weight_blow_up second_moment_lag",
+            "output_logit_divergence attention_logit_growth underflow dead_units weight_decay_too_high weight_blow_up "
+            "second_moment_lag",
             "gradient_spike",
             "distribution_shift loss_spike gradient_noise incoherent_update lr_too_low",
             "lr_too_high vanishing_gradients exploding_gradients label_noise",

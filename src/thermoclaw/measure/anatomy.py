@@ -66,7 +66,8 @@ class Anatomy:
 
     sheets: Mapping[int, Sheet]
     queries: Mapping[int, QueryKey]
-    entry: tuple[int, int] | None = None  # weight and bias of the map that takes the model's inputs
+    entry: tuple[int, ...] | None = None  # weight and bias of the map that takes the model's inputs
+    exit: tuple[int, ...] | None = None  # weight, and bias where there is one, of the last map
 
     def sheet(self, p: Tensor) -> Sheet:
         """Of any parameter, also one that is not in the model."""
@@ -99,7 +100,8 @@ def survey(model: nn.Module | Sequence[nn.Module]) -> Anatomy:
             if found is not None:
                 queries.setdefault(id(p), found)
     first = model if isinstance(model, nn.Module) else next(iter(model), None)
-    return Anatomy(sheets, queries, _entry(first) if first is not None else None)
+    ends = _ends(first) if first is not None else (None, None)
+    return Anatomy(sheets, queries, *ends)
 
 
 def _owned(modules: Mapping[str, nn.Module]) -> Iterator[_Owned]:
@@ -114,16 +116,17 @@ def _owned(modules: Mapping[str, nn.Module]) -> Iterator[_Owned]:
                 yield _Owned(path, name.lower(), p, module)
 
 
-def _entry(model: nn.Module) -> tuple[int, int] | None:
-    """Weight and bias of the first module with a matrix, where it maps numbers and has a bias."""
+def _ends(model: nn.Module) -> tuple[tuple[int, ...] | None, tuple[int, ...] | None]:
+    """Weights and biases of the first and the last module with a matrix; None for tables, and a first without bias."""
+    maps = []
     for module in model.modules():
         own = dict(module.named_parameters(recurse=False))
-        if any(isinstance(p, UninitializedParameter) for p in own.values()):
-            return None
         weight, bias = own.get("weight"), own.get("bias")
-        if weight is not None and weight.dim() > 1:
-            return (id(weight), id(bias)) if bias is not None and sheet_of(weight, module).is_watched else None
-    return None
+        if weight is not None and not isinstance(weight, UninitializedParameter) and weight.dim() > 1:
+            ids = (id(weight),) if bias is None else (id(weight), id(bias))
+            maps.append(ids if sheet_of(weight, module).is_watched else None)
+    first, last = (maps[0], maps[-1]) if maps else (None, None)
+    return first if first is not None and len(first) == 2 else None, last
 
 
 def _is_transposed(module: nn.Module | None) -> bool:

@@ -34,6 +34,7 @@ PROBE_COLUMNS = (
     "start_gain",  # of the same
     "attention_gain",  # of the queries and keys
     "input_scale",  # of what goes into the first layer
+    "output_drift",  # share of the last layer's gradient that moves all outputs together
 )
 PROBE = {name: i for i, name in enumerate(PROBE_COLUMNS)}
 

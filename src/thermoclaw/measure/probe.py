@@ -24,8 +24,9 @@ from thermoclaw.layers import Unit
 from thermoclaw.measure.anatomy import Anatomy, Matrix
 from thermoclaw.measure.attention import AttentionGain
 from thermoclaw.measure.columns import PROBE, PROBE_COLUMNS
+from thermoclaw.measure.ends import Ends
 from thermoclaw.measure.native_rows import NativeRows
-from thermoclaw.measure.rows import TorchRows, likeness, real, squares
+from thermoclaw.measure.rows import TorchRows, likeness, squares
 
 SILENT, DEAD = 3, 12  # probes in a row without any gradient
 
@@ -79,18 +80,10 @@ class Probe:
         pairs = [(u, pair) for u, pair in found if id(pair.key) in held and _is_alike(pair.query, pair.key)]
         self._gains = [AttentionGain(pair) for _, pair in pairs]
         self._gain_units = _on(device, [u for u, _ in pairs], torch.int64)
-        self._entry = self._find_entry(anatomy)
+        self._ends = Ends(self._matrices, anatomy)
         self._native = NativeRows(self._matrices, self._weights) if device.type == "cpu" else None
         self._torch: TorchRows | None = None
         self._start = self._start_gains({key for other in earlier for key in other._hand_on(self)})
-
-    def _find_entry(self, anatomy: Anatomy) -> tuple[int, int] | None:
-        """Places of the first layer's weight and bias, where both are here."""
-        place = {id(m.p): i for i, m in enumerate(self._matrices)}
-        if anatomy.entry is None or not all(key in place for key in anatomy.entry):
-            return None
-        weight, bias = (place[key] for key in anatomy.entry)
-        return weight, bias
 
     def _look_up(self) -> None:
         """What `_seen` adds up, by matrix."""
@@ -140,21 +133,11 @@ class Probe:
         if before is not None and skipped is not None:
             refused = skipped.reshape(()).to(self._device) > 0
             self._silence.copy_(torch.where(refused, before, self._silence))
-        if self._entry is not None:
-            self._read_entry(readable, out)
+        self._ends.read(readable, out)
         if self._start is not None:
             out[:, PROBE["start_gain"]].index_copy_(0, self._weight_units, self._start)
             self._start = None
         return self._seen(grads, readable)
-
-    def _read_entry(self, grads: list[Tensor | None], out: Tensor) -> None:
-        """‖g_W‖ / (‖g_b‖ √fan-in) of the first layer: g_W = Σ δxᵀ and g_b = Σ δ, so this is the size of x."""
-        assert self._entry is not None
-        weight, bias = (grads[i] for i in self._entry)
-        if weight is not None and bias is not None:
-            m = self._matrices[self._entry[0]]
-            sizes = [torch.linalg.vector_norm(real(g.detach())).to(self._dtype) for g in (weight, bias)]
-            out[m.unit, PROBE["input_scale"]] = sizes[0] / (sizes[1] * m.sheet.fan_in**0.5)
 
     def read_weights(self) -> None:
         """Go on with the row, after the step."""

@@ -15,7 +15,7 @@ from thermoclaw.measure.columns import PROBE, SEEN, SEEN_COLUMNS
 from thermoclaw.quantities import Array
 
 _SHARES = {"grad_zeros": ("zeros", "numbers"), "silent_rows": ("silent", "silent_of"), "dead_rows": ("dead", "dead_of")}
-_SINGLE = ("row_likeness", "attention_gain", "start_gain", "input_scale")  # of one unit of a layer
+_SINGLE = ("row_likeness", "attention_gain", "start_gain", "input_scale", "output_drift")  # of one unit of a layer
 PROBED = (*_SHARES, *_SINGLE)
 
 

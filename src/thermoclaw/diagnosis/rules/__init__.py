@@ -23,6 +23,7 @@ from thermoclaw.diagnosis.rules import (
     momentum,
     motion,
     noise,
+    outputs,
     pace,
     precision,
     schedule,
@@ -134,6 +135,24 @@ RULES: tuple[Rule, ...] = (
         "silent_rows, dead_rows",
         f"> {units.SILENT:.0%} of a layer's rows",
         "SageMaker Debugger, DeadRelu; ReDo",
+    ),
+    Rule(
+        "attention_logit_growth",
+        outputs.attention_logit_growth,
+        "Attention logits grow",
+        "attention_gain, the largest singular value of W_Qᵀ·W_K",
+        f"× {outputs.ATTENTION_GROWTH:g} within {outputs.ATTENTION_PROBES} probes of the weights, to more than "
+        f"{outputs.ATTENTION_GAIN:g}",
+        "Wortsman et al. 2023 (arXiv 2309.14322)",
+    ),
+    Rule(
+        "output_logit_divergence",
+        outputs.output_logit_divergence,
+        "Output logits run away together",
+        "output_drift of a gradient that had none; row_likeness and norm of the last layer",
+        f"drift > {outputs.DRIFT} after < {outputs.DRIFT_NONE:g}; likeness × {outputs.ALIKE_MORE:g} and norm × "
+        f"{outputs.ALIKE_NORM:g} within {outputs.ALIKE_WITHIN} steps",
+        "Wortsman et al. 2023 (arXiv 2309.14322)",
     ),
     Rule(
         "weight_blow_up",

@@ -23,8 +23,9 @@ def second_moment_lag(record: Record) -> Finding | None:
     if not view.is_adam or len(record) < LAG_SETTLED + 3:
         return None
     typical = weighted_median(view.unit_update, view.sizes)
-    before = np.concatenate([np.full(10, np.nan), trailing_mean(np.log(view.grad), 10)[:-10]])
-    jumped = np.log(view.grad) > before + np.log(LAG_JUMP)
+    size = np.log(np.where(view.grad > 0, view.grad, np.nan))
+    before = np.concatenate([np.full(10, np.nan), trailing_mean(size, 10)[:-10]])
+    jumped = size > before + np.log(LAG_JUMP)
     follows = (view.alignment > 0.2) & (view.radial_share < 0.7)
     lagging = (typical > LAG) & jumped & follows & (record["step"] > LAG_SETTLED) & np.isfinite(typical)
     span = held(lagging, 1)
@@ -45,7 +46,7 @@ def second_moment_lag(record: Record) -> Finding | None:
         seen=f"At step {int(record.steps[row])} the steps of "
         f"{describe_layers(chosen(record, mask), len(record.layers))} were {worst:.1f} times the learning rate a "
         f"weight (Adam's are 1 at most in a steady state), after the gradient norm rose "
-        f"{np.exp(np.log(view.grad[row]) - before[row]):.0f}×.",
+        f"{np.exp(size[row] - before[row]):.0f}×.",
         meaning="The mean square still remembers the small gradients of before, so the quotient is too large; a spike "
         "of the loss follows within a few steps.",
         advice=f"{told}, clip the update (StableAdamW) or the gradient norm, and look at what made the gradient jump.",
@@ -65,9 +66,9 @@ def incoherent_update(record: Record) -> Finding | None:
     usual, spread = lagged(mean, LOST_ROWS), np.hypot(error, lagged(wide, LOST_ROWS))
     lost = (usual > LOST_BEFORE) & (now < LOST_SHARE * usual) & (usual - now > LOST_SIGMA * spread)
     lost &= np.arange(len(record)) >= LOST_ROWS + LOST_BEFORE_ROWS
-    lost &= (
-        (np.abs(view.radial_share) < 0.5) & (view.update > 0) & (np.abs(np.log(view.lr / lagged(view.lr, 35))) < 1.0)
-    )
+    lost &= (np.abs(view.radial_share) < 0.5) & (view.update > 0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        lost &= np.abs(np.log(view.lr / lagged(view.lr, LOST_ROWS + LOST_BEFORE_ROWS))) < 1.0
     lost &= view.update < 2.0 * lagged(trailing_median(view.update, 20), LOST_ROWS)
     if view.loss is not None:
         lost &= ~(view.loss.smooth < LOST_LEVEL * view.loss.start)

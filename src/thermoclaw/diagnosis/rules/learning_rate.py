@@ -72,6 +72,8 @@ def _rewritten(record: Record) -> Finding | None:
     norm = np.maximum.accumulate(np.nan_to_num(record["param_norm"][:LR_FIRST_ROWS]), axis=0)
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = lower_quartile(record["update_norm"][:LR_FIRST_ROWS] / norm, view.big & view.began_with_weights)
+    decayed = np.nan_to_num(median_over(decay_pull(record)[:LR_FIRST_ROWS], view.big))
+    ratio = np.where(decayed < 0.3, ratio, -np.inf)  # decay shrinks the weights by itself, whatever the gradient
     if not np.isfinite(ratio).any() or not np.sort(ratio[np.isfinite(ratio)])[-2:].mean() > LR_FIRST:
         return None
     worst, row = float(np.nanmax(ratio)), min(LR_FIRST_ROWS, len(record)) - 1

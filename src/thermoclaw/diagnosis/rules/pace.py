@@ -14,6 +14,7 @@ from thermoclaw.record import Record
 
 LOW_REACH, LOW_ROWS, LOW_GAIN = -0.4, 40, 0.02
 LOW_UPDATE, LOW_PACE, LOW_PACE_HIGH = 2e-4, 3.0, 25.0
+LOW_TARGET = 3e-3  # update ratio that the advice aims at: between fine-tuning and small models from scratch
 CLIPPED_UPDATE, CLIPPED_GAIN = 6e-4, 0.15
 CLIP_SPREAD, CLIP_ROWS = 1e-3, 20
 
@@ -56,7 +57,7 @@ def lr_too_low(record: Record) -> Finding | None:
         return None
     row = span[1]
     rate, ratio = float(view.lr[row]), float(trailing_mean(view.update_ratio, 20)[row])
-    factor = float(np.clip(1e-3 / max(ratio, 1e-12), 3.0, 1000.0))
+    factor = float(np.clip(LOW_TARGET / max(ratio, 1e-12), 3.0, 1000.0))
     gained = (view.loss.start - view.loss.best[row]) / abs(view.loss.start)
     return tell(
         record,
@@ -70,7 +71,7 @@ def lr_too_low(record: Record) -> Finding | None:
         f"{pace[row] * record['step'][row]:,.0f} steps.",
         meaning="The steps are far shorter than the region in which the gradient holds.",
         advice=f"Raise the learning rate from {rate:.3g} to about {two_digits(rate * factor):.2g} (an update of about "
-        "1e-3 of the weights), with a short warm-up. On a well pre-trained model a slow pace may be what you want.",
+        "3e-3 of the weights), with a short warm-up. On a well pre-trained model a slow pace may be what you want.",
         source="Karpathy 2019 (update ratio about 1e-3); descent measured on the next batch, docs: theory, overshoot",
         evidence={
             "update_ratio": ratio,

@@ -1,0 +1,129 @@
+"""The two instabilities of large transformers: attention logits that grow, output logits that run away together."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from thermoclaw.diagnosis.finding import Finding, describe_layers
+from thermoclaw.diagnosis.selection import chosen, tell
+from thermoclaw.diagnosis.signals import held
+from thermoclaw.diagnosis.view import View, view_of
+from thermoclaw.record import Record
+
+ATTENTION_PROBES, ATTENTION_GROWTH, ATTENTION_GAIN = 3, 6.0, 15.0
+ATTENTION_HIGH = 60.0
+DRIFT_NONE, DRIFT, DRIFT_PROBES = 1e-3, 0.03, 3
+ALIKE_MORE, ALIKE_HIGH, ALIKE_NORM, ALIKE_WITHIN, ALIKE_FROM = 1.5, 2.0, 1.1, 100, 80
+
+
+def attention_logit_growth(record: Record) -> Finding | None:
+    """The product of query and key weights grows many times over within a few probes."""
+    gain = view_of(record).optional("attention_gain")
+    probed = np.flatnonzero(np.isfinite(gain).any(axis=1))
+    if len(probed) <= ATTENTION_PROBES:
+        return None
+    values = gain[probed]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        growth = values[ATTENTION_PROBES:] / values[:-ATTENTION_PROBES]
+        rising = np.diff(values, axis=0)[ATTENTION_PROBES - 1 :] > 0
+    hit = (growth > ATTENTION_GROWTH) & rising & (values[ATTENTION_PROBES:] > ATTENTION_GAIN)
+    span = held(np.asarray(hit.any(axis=1)), 1)
+    if span is None:
+        return None
+    at = span[1]
+    row, start = int(probed[at + ATTENTION_PROBES]), int(probed[at])
+    mask = hit[at]
+    now, factor = float(values[at + ATTENTION_PROBES][mask].max()), float(growth[at][mask].max())
+    return tell(
+        record,
+        "attention_logit_growth",
+        "HIGH" if now > ATTENTION_HIGH or hit.any(axis=1).sum() > 1 else "MEDIUM",
+        (start, row),
+        mask=mask,
+        title="attention logits grow",
+        seen=f"In {describe_layers(chosen(record, mask), len(record.layers))} the largest singular value of W_Qᵀ·W_K "
+        f"rose {factor:.0f}× between step {int(record.steps[start])} and step {int(record.steps[row])}, to {now:.3g}.",
+        meaning="Attention logits grow with it; the softmax saturates to one position, its gradient vanishes, and the "
+        "loss diverges or freezes soon after.",
+        advice="Normalize queries and keys (QK-norm), lower the learning rate of query and key weights or add weight "
+        "decay to them, and lengthen the warm-up.",
+        source="Wortsman et al. 2023 (arXiv 2309.14322); Zhai et al. 2023 (arXiv 2303.06296)",
+        evidence={"attention_gain": now, "growth": factor},
+    )
+
+
+def output_logit_divergence(record: Record) -> Finding | None:
+    """Something begins to push all output logits together, or they already run away together."""
+    return _pushed(record) or _alike(record)
+
+
+def _last_map(view: View) -> int:
+    """The last layer with a weight matrix."""
+    return int(np.flatnonzero(view.big)[-1]) if view.big.any() else 0
+
+
+def _pushed(record: Record) -> Finding | None:
+    """A gradient that gave each logit what it took from others, as cross-entropy does, no longer does."""
+    drift = view_of(record).optional("output_drift")
+    probed = np.flatnonzero(np.isfinite(drift).any(axis=1))
+    if len(probed) < 2 * DRIFT_PROBES:
+        return None
+    values = np.nanmax(drift[probed], axis=1)
+    calm = np.maximum.accumulate(values) < DRIFT_NONE
+    first = int(np.argmin(calm)) if not calm.all() else len(calm)
+    span = held((values > DRIFT) & (np.arange(len(values)) >= first), DRIFT_PROBES) if first >= DRIFT_PROBES else None
+    if span is None:
+        return None
+    start, row = int(probed[span[0]]), int(probed[span[1]])
+    return tell(
+        record,
+        "output_logit_divergence",
+        "HIGH",
+        (start, row),
+        mask=np.isfinite(drift[probed[0]]),
+        title="output logits are pushed together",
+        seen=f"Since step {int(record.steps[start])} {values[span[1]]:.0%} of the last layer's gradient moves all "
+        "outputs together; before, it moved none, as the gradient of a cross-entropy does.",
+        meaning="The loss does not feel a common shift of the logits, so nothing of it holds them back; they grow "
+        "until half precision no longer resolves their differences.",
+        advice="Look at what was added to the loss at that step (a penalty of the wrong sign?); a z-loss of about "
+        "1e-4 · log² Z holds logits near zero.",
+        source="Chowdhery et al. 2022 (arXiv 2204.02311), z-loss; Wortsman et al. 2023 (arXiv 2309.14322)",
+        evidence={"output_drift": float(values[span[1]])},
+    )
+
+
+def _alike(record: Record) -> Finding | None:
+    """Rows of the last layer become alike while it grows."""
+    view = view_of(record)
+    last = _last_map(view)
+    likeness = view.optional("row_likeness")[:, last]
+    probed = np.flatnonzero(np.isfinite(likeness))
+    if len(probed) < 4 or record.layers[last].ltype == "embedding":
+        return None
+    steps, values, norm = record["step"][probed], likeness[probed], record["param_norm"][probed, last]
+    for k in range(2, len(probed)):
+        recent = np.flatnonzero((steps[:k] >= steps[k] - ALIKE_WITHIN) & (steps[:k] >= ALIKE_FROM))
+        if not len(recent) or not values[k] > values[k - 1]:
+            continue
+        b = int(recent[np.argmin(values[recent])])
+        more, growth = values[k] / values[b], norm[k] / norm[b]
+        if more > ALIKE_MORE and growth > ALIKE_NORM:
+            return tell(
+                record,
+                "output_logit_divergence",
+                "HIGH" if more > ALIKE_HIGH else "MEDIUM",
+                (int(probed[b]), int(probed[k])),
+                mask=np.arange(len(record.layers)) == last,
+                title="output logits run away together",
+                seen=f"Between step {int(steps[b])} and step {int(steps[k])} the share of "
+                f"{record.layers[last].name} that moves all outputs alike rose from {values[b]:.1%} to {values[k]:.1%}, while its "
+                f"norm grew {growth:.2f}×.",
+                meaning="A common shift of all logits changes no probability: nothing of the loss asks for it, and in "
+                "half precision it costs the differences that matter.",
+                advice="Add a z-loss of about 1e-4 · log² Z, lower the last layer's learning rate, or give it weight "
+                "decay; compute logits and loss in float32.",
+                source="Chowdhery et al. 2022 (arXiv 2204.02311), z-loss; Wortsman et al. 2023 (arXiv 2309.14322)",
+                evidence={"row_likeness": float(values[k]), "growth": float(growth)},
+            )
+    return None
