@@ -6,7 +6,6 @@ can go stale; a name that no function here answers for fails the build.
 
 from __future__ import annotations
 
-import html
 import json
 import re
 import sys
@@ -19,13 +18,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))  # whoever loads this f
 import causal_tables
 import cost_tables
 import preflight_tables
+import rule_pages
+import zoo_cases
+import zoo_tables
 from cost_tables import RESULTS
-from markdown_tables import table
+from markdown_tables import linked, plain, table
 
 if TYPE_CHECKING:
     from thermoclaw.quantities import Quantity
 
-THEORY = re.compile(r"docs: theory, ([\w -]*\w)")
 REQUEST = re.compile(r"^<!-- generate: ([\w-]+) -->$", flags=re.MULTILINE)
 
 
@@ -76,19 +77,6 @@ def symbol(quantity: Quantity) -> str:
     return "" if quantity.symbol == quantity.name else plain(quantity.symbol)
 
 
-def rules() -> str:
-    """A section for every rule: what it detects, by which signal and threshold, and from which source."""
-    from thermoclaw.diagnosis.rules import RULES
-
-    rows = [(f"[`{rule.code}`](#{rule.code})", plain(rule.detects)) for rule in RULES]
-    lines = table(("code", "what it detects"), rows)
-    for rule in RULES:
-        lines += ["", f"### `{rule.code}` {{ #{rule.code} }}", "", f"{plain(rule.detects)}.", ""]
-        lines += [f"- **Looks at:** {plain(rule.signal)}", f"- **Speaks when:** {plain(rule.threshold)}"]
-        lines.append(f"- **Source:** {linked(rule.source)}")
-    return "\n".join(lines)
-
-
 def demo() -> str:
     """The arms of the demo by seed, from the file that the demo wrote."""
     measured = json.loads((RESULTS / "demo.json").read_text())
@@ -101,21 +89,13 @@ def demo() -> str:
     return "\n".join(table(heads, rows))
 
 
-def plain(text: str) -> str:
-    """Text from the code in which nothing is taken for Markdown."""
-    return re.sub(r"([\\`*_\[\]|])", r"\\\1", html.escape(text, quote=False))
-
-
-def linked(source: str) -> str:
-    """A source in which `docs: theory, the entropy split` has become a link to that section."""
-    return THEORY.sub(lambda match: f"[theory: {match[1]}](theory.md#{match[1].replace(' ', '-')})", plain(source))
-
-
 PARTS: dict[str, Callable[[], str]] = {
     "quantities": quantities,
-    "rules": rules,
     "demo": demo,
     **causal_tables.PARTS,
     **cost_tables.PARTS,
     **preflight_tables.PARTS,
+    **rule_pages.PARTS,
+    **zoo_cases.PARTS,
+    **zoo_tables.PARTS,
 }

@@ -1,0 +1,287 @@
+"""The tables of the page on detection, from the file that `python -m benchmarks.zoo report --results` wrote."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from markdown_tables import table
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULT = ROOT / "benchmarks" / "results" / "zoo.json"
+IMAGES = ROOT / "docs" / "images"
+TITLES = {"held_out": "held-out programs", "dev": "development programs"}
+NOT_YET = "not measured yet"
+
+Row = dict[str, Any]
+
+
+def read() -> Row:
+    """What was measured; nothing where nobody has judged yet."""
+    return dict(json.loads(RESULT.read_text(encoding="utf-8"))) if RESULT.exists() else {}
+
+
+def zoo(name: str) -> Any:
+    """A module of the benchmark, which is no installed package."""
+    if str(ROOT) not in sys.path:
+        sys.path.append(str(ROOT))
+    return importlib.import_module(f"benchmarks.zoo.{name}")
+
+
+def parts() -> list[tuple[str, Row]]:
+    """The parts that were judged, held-out programs first, with what tables call them."""
+    told = read()
+    return [(title, told[part]) for part, title in TITLES.items() if part in told]
+
+
+def missing() -> list[str]:
+    """A line for each part that was not judged."""
+    told = read()
+    return [f"{title.capitalize()}: {NOT_YET}." for part, title in TITLES.items() if part not in told]
+
+
+def percent(value: float) -> str:
+    """A share as a person writes it."""
+    return f"{100 * value:.1f}".removesuffix(".0") + " %"
+
+
+def share(figure: Row | None) -> str:
+    """Share, counts and Wilson's interval of 95 %."""
+    if figure is None or not figure["of"]:
+        return "–"
+    spread = f"{100 * figure['low']:.0f}–{100 * figure['high']:.0f} %"
+    return f"{percent(figure['share'])} ({figure['hits']} of {figure['of']}; {spread})"
+
+
+def counts(figure: Row | None) -> str:
+    """Counts alone."""
+    return f"{figure['hits']} of {figure['of']}" if figure is not None and figure["of"] else "–"
+
+
+def steps(value: float | None) -> str:
+    """A number of steps."""
+    return "–" if value is None else f"{value:g}"
+
+
+# -- the whole -------------------------------------------------------------------------------------------------------
+
+
+def vetting() -> str:
+    """How many runs count."""
+    told = read().get("vetting")
+    if told is None:
+        return f"How many runs count is {NOT_YET}."
+    return (
+        f"{told['counted']} of {told['judged']} judged runs count, {told['healthy_share']:.0%} of them healthy, on "
+        f"{told['programs']} programs and {len(told['programs_by_failure'])} failures. The others are left out with "
+        "their reason and their losses in the file of results."
+    )
+
+
+def headline() -> str:
+    """The bars, and what was reached."""
+    known = parts()
+    rows = []
+    for key, title, bar, is_floor in zoo("report").BARS:
+        asked = "–" if bar is None else f"{'≥' if is_floor else '≤'} {percent(bar)}"
+        cells = [title, asked]
+        for _, part in known:
+            cells += [share(part["totals"][key]), met(part["totals"][key], bar, is_floor)]
+        rows.append(tuple(cells))
+    for key, title in (
+        ("median_delay_steps", "median delay, in steps"),
+        ("median_delay_of_allowed", "median delay, of what counts as in time"),
+    ):
+        cells = [title, "≤ 1" if key.endswith("allowed") else "–"]
+        for _, part in known:
+            value = part["totals"][key]
+            cells += [steps(value), yes(value <= 1) if key.endswith("allowed") and value is not None else ""]
+        rows.append(tuple(cells))
+    heads = ["figure", "asked"]
+    for title, _ in known:
+        heads += [title, "met"]
+    return "\n".join([*table(tuple(heads), rows), "", *missing()])
+
+
+def met(figure: Row, bar: float | None, is_floor: bool) -> str:
+    """Whether a figure reaches its bar; empty where there is none."""
+    return "" if bar is None or figure["share"] is None else yes((figure["share"] >= bar) == is_floor)
+
+
+def yes(is_met: bool) -> str:
+    """A verdict that cannot be overlooked where it is bad."""
+    return "yes" if is_met else "**no**"
+
+
+def early() -> str:
+    """Accusations before the fault, which no rate above counts."""
+    lines = [
+        f"- {title}: of {part['totals']['failing']} failing runs, {part['totals']['accused_before_the_fault']} were "
+        "accused of something before their fault began."
+        for title, part in parts()
+    ]
+    return "\n".join(lines)
+
+
+# -- by what, by whom ------------------------------------------------------------------------------------------------
+
+
+def by_failure() -> str:
+    """One line for each failure, held-out figures first."""
+    known = parts()
+    codes = sorted({code for _, part in known for code in part["by_failure"]})
+    rows = []
+    for code in codes:
+        cells = [f"`{code}`"]
+        for _, part in known:
+            figures = part["by_failure"].get(code)
+            right = part["precision"].get(code, {}).get("right")
+            cells += [share(figures and figures["detected"]), share(figures and figures["named_first"])]
+            cells += [share(right), steps(figures and figures["median_delay_steps"])]
+        rows.append(tuple(cells))
+    heads = ["failure"]
+    for title, _ in known:
+        short = title.split()[0]
+        heads += [f"detected, {short}", f"named first, {short}", f"right when named first, {short}", "delay"]
+    return "\n".join([*(table(tuple(heads), rows) if rows else []), "", *missing()])
+
+
+def recipes() -> str:
+    """Healthy recipes of which something urgent was said, and those of which nothing was."""
+    lines = []
+    for title, part in parts():
+        told = part["by_variant"]
+        accused = [
+            f"`{name}` ({counts(figures['accused'])})" for name, figures in told.items() if figures["accused"]["hits"]
+        ]
+        silent = [f"`{name}`" for name, figures in told.items() if not figures["accused"]["hits"]]
+        lines.append(f"- {title}: accused {', '.join(accused) or 'none'}; never accused {', '.join(silent) or 'none'}.")
+    return "\n".join([*lines, *(f"- {line}" for line in missing())])
+
+
+def calibration() -> str:
+    """How often a finding of each confidence is right."""
+    rows = [
+        (title, name, share(figures["right_cause"]), share(figures["on_failing_runs"]))
+        for title, part in parts()
+        for name, figures in part["calibration"].items()
+    ]
+    heads = ("programs", "confidence", "findings that name the cause", "findings on a failing run")
+    return "\n".join([*(table(heads, rows) if rows else []), "", *missing()])
+
+
+def rivals() -> str:
+    """Others on the same traces."""
+    keys = ("detected", "named_first", "accused", "before_non_finite")
+    rows = []
+    for title, part in parts():
+        for name, figures in {"**this version**": part["totals"], **part["rivals"]}.items():
+            delay = steps(figures["median_delay_steps"])
+            rows.append((title, name, *(share(figures[key]) for key in keys), delay))
+    heads = ("programs", "who", "detected", "cause named first", "healthy accused", "before the loss is NaN", "delay")
+    return "\n".join([*(table(heads, rows) if rows else []), "", *missing()])
+
+
+def pictures() -> str:
+    """The confusion matrices that were drawn."""
+    lines = [
+        f"![What was said of each kind of run, {title}](images/zoo_confusion_{part}.png)"
+        for part, title in TITLES.items()
+        if part in read() and (IMAGES / f"zoo_confusion_{part}.png").exists()
+    ]
+    return "\n\n".join(lines) or f"The pictures are drawn with the figures: {NOT_YET}."
+
+
+def machine() -> str:
+    """What it ran on."""
+    told = read()
+    if "environment" not in told:
+        return ""
+    env, hours = told["environment"], told["vetting"]["train_s"] / 3600
+    return (
+        f"{env['processor']}, {env['cores']} cores, Python {env['python']}, PyTorch {env['torch']}, {env['date']}, "
+        f"revision {env['revision']}. The judged runs took {hours:.1f} hours of one core to train."
+    )
+
+
+# -- for other pages -------------------------------------------------------------------------------------------------
+
+
+def recall(code: str, *, key: str = "named_first") -> str:
+    """Counts of a failure's runs, on held-out programs."""
+    told = read().get("held_out")
+    return NOT_YET if told is None else counts(told["by_failure"].get(code, {}).get(key))
+
+
+def precision(code: str) -> str:
+    """How often a code was right where it came first, on held-out programs."""
+    told = read().get("held_out")
+    return NOT_YET if told is None else counts(told["precision"].get(code, {}).get("right"))
+
+
+def measured(code: str) -> list[str]:
+    """Bullets for one rule: held-out programs, then, smaller, development programs."""
+    told = read()
+    ours, theirs = _of_rule(told.get("held_out"), code), _of_rule(told.get("dev"), code)
+    small = f"<small>On development programs, where thresholds were set: {theirs}</small>"
+    return [f"- **On held-out programs:** {ours}", f"- {small}"]
+
+
+def _of_rule(part: Mapping[str, Any] | None, code: str) -> str:
+    if part is None:
+        return NOT_YET
+    figures, first = part["by_failure"].get(code), part["precision"].get(code)
+    found = "no run that counts fails in this way"
+    if figures:
+        found = f"detected {share(figures['detected'])}, named first {share(figures['named_first'])}"
+    if not first:
+        return f"{found}; never named first"
+    wrong = ", ".join(f"`{truth}` ({number})" for truth, number in first["instead_of"].items())
+    return f"{found}; right when named first {share(first['right'])}" + (f", else said of {wrong}" if wrong else "")
+
+
+def readme() -> str:
+    """README: held-out figures of this version and of others, and which bars were missed."""
+    told = read().get("held_out")
+    if told is None:
+        return f"Detection on held-out programs: {NOT_YET}."
+    everyone = {"**this version**": told["totals"], **told["rivals"]}
+    keys = ("detected", "named_first", "accused")
+    rows = [(name, *(_short(figures[key]) for key in keys)) for name, figures in everyone.items()]
+    heads = ("who", "failing runs detected", "cause named first", "healthy runs accused")
+    return "\n".join([*table(heads, rows), "", _missed(told["totals"])])
+
+
+def _short(figure: Row) -> str:
+    return f"{percent(figure['share'])} of {figure['of']}" if figure["of"] else "–"
+
+
+def _missed(figures: Row) -> str:
+    bars = zoo("report").BARS
+    wide = [(title, bar, is_floor, figures[key]) for key, title, bar, is_floor in bars if bar is not None]
+    known = [told for told in wide if told[3]["share"] is not None]
+    missed = [
+        f"{title}: {percent(figure['share'])}, asked {'≥' if is_floor else '≤'} {percent(bar)}"
+        for title, bar, is_floor, figure in known
+        if (figure["share"] >= bar) != is_floor
+    ]
+    told = f"Missed bars: {'; '.join(missed)}." if missed else "No bar was missed."
+    return f"{len(known)} bars were set beforehand. {told}"
+
+
+PARTS: dict[str, Callable[[], str]] = {
+    "detection": readme,
+    "zoo-vetting": vetting,
+    "zoo-headline": headline,
+    "zoo-early": early,
+    "zoo-by-failure": by_failure,
+    "zoo-recipes": recipes,
+    "zoo-calibration": calibration,
+    "zoo-rivals": rivals,
+    "zoo-pictures": pictures,
+    "zoo-machine": machine,
+}
