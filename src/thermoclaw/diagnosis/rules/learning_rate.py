@@ -12,6 +12,7 @@ from thermoclaw.diagnosis.selection import tell, two_digits
 from thermoclaw.diagnosis.signals import (
     LossView,
     Mask,
+    decay_pull,
     held,
     lower_quartile,
     median_over,

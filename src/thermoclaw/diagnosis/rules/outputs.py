@@ -117,8 +117,8 @@ def _alike(record: Record) -> Finding | None:
                 mask=np.arange(len(record.layers)) == last,
                 title="output logits run away together",
                 seen=f"Between step {int(steps[b])} and step {int(steps[k])} the share of "
-                f"{record.layers[last].name} that moves all outputs alike rose from {values[b]:.1%} to {values[k]:.1%}, while its "
-                f"norm grew {growth:.2f}×.",
+                f"{record.layers[last].name} that moves all outputs alike rose from {values[b]:.1%} to "
+                f"{values[k]:.1%}, while its norm grew {growth:.2f}×.",
                 meaning="A common shift of all logits changes no probability: nothing of the loss asks for it, and in "
                 "half precision it costs the differences that matter.",
                 advice="Add a z-loss of about 1e-4 · log² Z, lower the last layer's learning rate, or give it weight "
