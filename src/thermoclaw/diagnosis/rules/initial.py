@@ -95,7 +95,8 @@ def _bad_init(record: Record, what: str, mask: Mask, gain: Array) -> Finding:
     )
 
 
-INPUT_LARGE, FIRST_AGAINST_OTHERS = 30.0, 30.0
+INPUT_LARGE, INPUT_ROWS, INPUT_SPREAD = 30.0, 64, 1.0
+INPUT_ROUNDING = 2e4  # beyond, a batch norm has cancelled the bias's gradient, and what is left is rounding
 
 
 def unnormalised_input(record: Record) -> Finding | None:
@@ -106,10 +107,12 @@ def unnormalised_input(record: Record) -> Finding | None:
     first = _input_layer(view)
     if first is None:
         return None
-    scale = (
-        float(np.nanmedian(view_of(record).optional("input_scale")[:64, first])) if _is_known(record, first) else np.nan
-    )
-    if not scale > INPUT_LARGE:
+    told = view.optional("input_scale")[:INPUT_ROWS, first]
+    told = told[np.isfinite(told) & (told > 0)]
+    if not len(told):
+        return None
+    scale, spread = float(np.median(told)), float(np.std(np.log(told)))
+    if not INPUT_LARGE < scale < INPUT_ROUNDING or spread > INPUT_SPREAD:
         return None
     mask = np.arange(len(record.layers)) == first
     return tell(
@@ -128,10 +131,6 @@ def unnormalised_input(record: Record) -> Finding | None:
         source="LeCun et al. 1998, Efficient BackProp; UMLAUT (Schoop et al., CHI 2021)",
         evidence={"input_scale": scale},
     )
-
-
-def _is_known(record: Record, layer: int) -> bool:
-    return bool(np.isfinite(view_of(record).optional("input_scale")[:64, layer]).any())
 
 
 def _input_layer(view: View) -> int | None:
