@@ -63,7 +63,8 @@ def sentence(text: str) -> str:
 def sources(short: str, full: Sequence[str]) -> list[str]:
     """The table's source where the findings do not say the same at more length, then theirs."""
     known = [text for text in full if not any(text != other and other.startswith(text) for other in full)]
-    return known if any(short in text for text in known) else [short, *known]
+    told = " ".join(known)
+    return known if all(part.split()[0] in told for part in short.split("; ")) else [short, *known]
 
 
 def remedy(words: Words) -> str:
@@ -96,7 +97,7 @@ def rank(code: str, ranks: dict[str, int]) -> str:
     """One rule's rank in words."""
     from thermoclaw.diagnosis import engine
 
-    told = f"{ranks[code]} of {max(ranks.values())}" if code in ranks else "as for the middle"
+    told = f"{ranks[code]} of {max(ranks.values())}" if code in ranks else "none of its own"
     if code in engine._ENDS:
         return f"{told}; it explains no other finding"
     if code == "lr_too_high":

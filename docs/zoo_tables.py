@@ -131,23 +131,28 @@ def early() -> str:
 
 
 def by_failure() -> str:
-    """One line for each failure, held-out figures first."""
+    """One line for each failure; the part that counts most in full, the other beside it by its counts."""
     known = parts()
     codes = sorted({code for _, part in known for code in part["by_failure"]})
-    rows = []
-    for code in codes:
-        cells = [f"`{code}`"]
-        for _, part in known:
-            figures = part["by_failure"].get(code)
-            right = part["precision"].get(code, {}).get("right")
-            cells += [share(figures and figures["detected"]), share(figures and figures["named_first"])]
-            cells += [share(right), steps(figures and figures["median_delay_steps"])]
-        rows.append(tuple(cells))
+    rows = [
+        (f"`{code}`", *(cell for i, (_, part) in enumerate(known) for cell in _failure(part, code, i)))
+        for code in codes
+    ]
     heads = ["failure"]
-    for title, _ in known:
+    for i, (title, _) in enumerate(known):
         short = title.split()[0]
-        heads += [f"detected, {short}", f"named first, {short}", f"right when named first, {short}", "delay"]
+        heads += [f"detected, {short}", f"named first, {short}"]
+        heads += [f"right when named first, {short}", "delay"] if i == 0 else []
     return "\n".join([*(table(tuple(heads), rows) if rows else []), "", *missing()])
+
+
+def _failure(part: Row, code: str, place: int) -> list[str]:
+    figures = part["by_failure"].get(code, {})
+    if place:
+        return [f"<small>{counts(figures.get(key))}</small>" for key in ("detected", "named_first")]
+    right = part["precision"].get(code, {}).get("right")
+    shares = [share(told) for told in (figures.get("detected"), figures.get("named_first"), right)]
+    return [*shares, steps(figures.get("median_delay_steps"))]
 
 
 def recipes() -> str:
@@ -270,7 +275,9 @@ def _missed(figures: Row) -> str:
         if (figure["share"] >= bar) != is_floor
     ]
     told = f"Missed bars: {'; '.join(missed)}." if missed else "No bar was missed."
-    return f"{len(known)} bars were set beforehand. {told}"
+    unknown = [title for title, _, _, figure in wide if figure["share"] is None]
+    told += f" No run to judge by: {'; '.join(unknown)}." if unknown else ""
+    return f"{len(wide)} bars were set beforehand. {told}"
 
 
 PARTS: dict[str, Callable[[], str]] = {

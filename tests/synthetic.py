@@ -76,7 +76,9 @@ class Synthetic:
 
     def record(self, **meta: Any) -> Record:
         """The record, with a plain set-up unless `meta` says otherwise."""
-        infos = tuple(LayerInfo(f"blocks.{i}.fc", "mlp", 4096, i, (f"blocks.{i}.fc.weight",)) for i in range(self.layers))
+        infos = tuple(
+            LayerInfo(f"blocks.{i}.fc", "mlp", 4096, i, (f"blocks.{i}.fc.weight",)) for i in range(self.layers)
+        )
         values = np.full((self.steps, self.layers, len(LAYER_COLUMNS)), np.nan)
         for name, column in self.columns.items():
             values[:, :, LAYER_COLUMNS.index(name)] = column

@@ -32,6 +32,7 @@ _RANK = {
 }
 _ENDS = ("overfitting", "non_finite", "plateau")  # these explain nothing else
 _STANDSTILLS = ("lr_too_low", "over_clipping", "label_noise", "overfitting", "plateau")
+_SELDOM = ("attention_logit_growth", "output_logit_divergence")  # looked at every few dozen steps
 _SLACK = 12  # steps by which a symptom may seem to begin before its cause
 
 
@@ -86,7 +87,7 @@ def _order(finding: Finding) -> tuple[int, int, int]:
 
 def _began(finding: Finding) -> int:
     """The step from which a finding counts as a cause; that nothing happens is known only when it has not for long."""
-    return finding.raised_step if finding.code in _STANDSTILLS else finding.first_step
+    return finding.raised_step if finding.code in (*_STANDSTILLS, *_SELDOM) else finding.first_step
 
 
 def _rank_of(finding: Finding) -> int:

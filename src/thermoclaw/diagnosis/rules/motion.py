@@ -79,7 +79,7 @@ def _could_move(record: Record) -> Mask:
     if view.is_unit_size:
         return np.asarray(gradient > 1e-9)
     weight = np.sqrt(record["param_sq"] / view.sizes)
-    return np.asarray(record["lr"] * gradient > 1e-5 * weight)
+    return np.asarray(record["lr"] * gradient > 3e-7 * weight)
 
 
 def _is_adapter(name: str) -> bool:
