@@ -39,7 +39,7 @@ def _wrong_starts(record: Record, gain: Array, known: Mask) -> list[tuple[str, M
     return [
         ("zero", known & (gain == 0) & _passes_nothing(record, known & (gain == 0))),
         ("large", known & (gain > GAIN_LARGE)),
-        ("small", known & (gain < GAIN_SMALL)),
+        ("small", known & (gain > 0) & (gain < GAIN_SMALL)),
         ("alike", known & (gain > 0) & alike),
     ]
 
@@ -49,7 +49,7 @@ def _passes_nothing(record: Record, zero: Mask) -> Mask:
 
     A second half of an adapter, or a residual branch's last layer, starts at zero on purpose and gets its gradient.
     """
-    stuck = zero & (record["grad_sq"][0] == 0)
+    stuck = zero & (record["grad_sq"][0] == 0) & (record["has_grad"][0] > 0)
     return np.full(len(zero), stuck.sum() > 0.4 * zero.sum() > 0)
 
 

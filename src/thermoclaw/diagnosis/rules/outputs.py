@@ -98,6 +98,9 @@ def _alike(record: Record) -> Finding | None:
     view = view_of(record)
     last = _last_map(view)
     likeness = view.optional("row_likeness")[:, last]
+    drift = view.optional("output_drift")[:, last]
+    if not np.median(drift[np.isfinite(drift)][:DRIFT_PROBES] if np.isfinite(drift).any() else [1.0]) < DRIFT_NONE:
+        return None  # no cross-entropy: outputs may well move together
     probed = np.flatnonzero(np.isfinite(likeness))
     if len(probed) < 4 or record.layers[last].ltype == "embedding":
         return None

@@ -7,7 +7,7 @@ import numpy as np
 from thermoclaw.diagnosis.finding import Finding, describe_layers
 from thermoclaw.diagnosis.remedies import Remedy
 from thermoclaw.diagnosis.selection import chosen, tell, two_digits
-from thermoclaw.diagnosis.signals import held, median_over, trailing_mean
+from thermoclaw.diagnosis.signals import held, trailing_mean
 from thermoclaw.diagnosis.view import View, view_of
 from thermoclaw.quantities import Array
 from thermoclaw.record import Record
@@ -16,7 +16,7 @@ HALF_ULP = {"torch.bfloat16": 2.0**-9, "torch.float16": 2.0**-12}
 TYPICAL_WEIGHT = 0.67  # median |θ| over root mean square, for a normal distribution
 TYPICAL_STEP = 0.5  # of the learning rate, under Adam
 LOST_SHARE_HIGH, LOST_SHARE, LOST_LAYERS = 0.8, 0.5, 0.14
-ZEROS_MORE, ZEROS_ROWS = 0.25, 2
+ZEROS_MORE, ZEROS_MANY, ZEROS_ROWS, GONE_ROWS = 0.25, 0.6, 2, 5
 EPSILON_STEP, EPSILON_LARGE = 0.02, 1e-5
 
 
@@ -69,49 +69,69 @@ def _dtypes(view: View) -> str:
 
 
 def underflow(record: Record) -> Finding | None:
-    """Ever more gradient elements are exactly zero."""
+    """Ever more gradient elements are exactly zero, in units that otherwise learn; in the end all of them."""
     view = view_of(record)
     if len(record) < 10:
         return None
+    gone = _all_gone(view)
     kinds = np.array([layer.ltype != "embedding" for layer in record.layers], dtype=bool)
     big = view.big & kinds & view.trained
-    columns = np.flatnonzero(big)
-    zeros = view_of(record).optional("grad_zeros")
-    probed = np.flatnonzero(np.isfinite(zeros[:, big]).any(axis=1))
+    zeros, silent = view.optional("grad_zeros")[:, big], np.nan_to_num(view.optional("silent_rows")[:, big])
+    probed = np.flatnonzero(np.isfinite(zeros).any(axis=1)) if big.any() else np.zeros(0, dtype=int)
     if len(probed) < 3:
-        return None
-    least = np.sort(np.nan_to_num(zeros[probed][:, columns], nan=1.0), axis=1)[:, len(columns) // 4]  # of most layers
-    last = np.nan_to_num(zeros[probed, columns[-1]])  # whose inputs and errors are zero for no other reason
-    values = np.minimum(least, last)
-    base = np.minimum.accumulate(values)
-    span = held(values > base + ZEROS_MORE, ZEROS_ROWS)
-    if span is None or _dead_rows_explain(view, probed[span[1]]):
-        return None
+        return gone
+    quiet = silent[probed]
+    before = np.concatenate([np.zeros((len(probed), 1)), quiet[:, :-1]], axis=1)  # silent units are silent inputs
+    excess = np.nan_to_num(zeros[probed] - (1.0 - (1.0 - quiet) * (1.0 - before)))
+    most = np.sort(excess, axis=1)[:, excess.shape[1] // 4]  # what three in four layers exceed
+    base = np.minimum.accumulate(most)
+    span = held(most > base + ZEROS_MORE, ZEROS_ROWS)
+    if span is None or (gone is not None and gone.raised_step <= record.steps[probed[span[1]]]):
+        return gone
     start, row = int(probed[span[0]]), int(probed[span[1]])
+    now, then = (float(np.nanmedian(zeros[r])) for r in (row, int(probed[0])))
     return tell(
         record,
         "underflow",
-        "HIGH" if values[span[1]] > base[span[1]] + 2 * ZEROS_MORE or len(values) > span[1] + 2 else "MEDIUM",
+        "HIGH" if now > ZEROS_MANY else "MEDIUM",
         (start, row),
-        mask=big & (np.nan_to_num(view_of(record).optional("grad_zeros")[row]) > base[span[1]] + ZEROS_MORE),
+        mask=big,
         title="gradients underflow to zero",
-        seen=f"The share of gradient elements that are exactly zero rose from {base[span[1]]:.0%} to "
-        f"{values[span[1]]:.0%} in a typical layer by step {int(record.steps[row])}.",
+        seen=f"The share of gradient elements that are exactly zero rose from {then:.0%} to {now:.0%} in a typical "
+        f"layer by step {int(record.steps[row])}, in rows that otherwise get a gradient.",
         meaning="Small gradients fall below the smallest number of their format and are flushed to zero; what is "
         "learned from them is lost without a trace in the loss.",
-        advice="Raise the loss scale (or let GradScaler grow it again), or use bfloat16, whose range is that of "
-        "float32.",
+        advice=_MORE_RANGE,
         source="Micikevicius et al. 2018 (arXiv 1710.03740)",
-        evidence={"zero_share": float(values[span[1]]), "zero_share_before": float(base[span[1]])},
+        evidence={"zero_share": now, "zero_share_before": then},
     )
 
 
-def _dead_rows_explain(view: View, row: int) -> bool:
-    """Whether whole rows that fell silent at once account for the zeros."""
-    silent = median_over(view.optional("silent_rows"), view.big)[: row + 1]
-    zeros = median_over(view.optional("grad_zeros"), view.big)[: row + 1]
-    good = np.flatnonzero(np.isfinite(silent) & np.isfinite(zeros))
-    return len(good) > 0 and silent[good[-1]] > 0.8 * zeros[good[-1]] and zeros[good[-1]] < 0.99
+_MORE_RANGE = "Raise the loss scale (or let GradScaler grow it again), or use bfloat16, whose range is that of float32."
+
+
+def _all_gone(view: View) -> Finding | None:
+    """Every gradient of a run that had some is exactly zero, in the last layer too, whose errors are not."""
+    record = view.record
+    alive = (record["grad_sq"] > 0).any(axis=1)
+    silent = (np.nan_to_num(record["grad_sq"], nan=1.0) == 0).all(axis=1) & np.maximum.accumulate(alive)
+    span = held(silent & (view.lr > 0), GONE_ROWS)
+    if span is None:
+        return None
+    return tell(
+        record,
+        "underflow",
+        "HIGH",
+        span,
+        title="all gradients are zero",
+        seen=f"Since step {int(record.steps[span[0]])} every gradient is exactly zero, after {int(alive.sum())} steps "
+        "that had gradients.",
+        meaning="The loss still differs from batch to batch, so its gradient is not zero: it fell below the smallest "
+        "number of its format.",
+        advice=_MORE_RANGE,
+        source="Micikevicius et al. 2018 (arXiv 1710.03740)",
+        evidence={"zero_share": 1.0},
+    )
 
 
 def epsilon_dominates(record: Record) -> Finding | None:

@@ -10,7 +10,7 @@ from thermoclaw.diagnosis.signals import held
 from thermoclaw.diagnosis.view import view_of
 from thermoclaw.record import Record
 
-SILENT, SILENT_MORE, DEAD = 0.5, 0.4, 0.5
+SILENT, SILENT_MORE, DEAD = 0.7, 0.4, 0.72
 
 
 def dead_units(record: Record) -> Finding | None:
