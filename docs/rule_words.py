@@ -7,7 +7,7 @@ or by `…` where it is computed on the spot. Nothing is run.
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -33,10 +33,11 @@ def words_of_findings() -> dict[str, Words]:
     """Code → words, for every finding that a rule makes."""
     told: dict[str, Words] = {}
     for path in sorted(RULES.glob("*.py")):
-        for function in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(function, ast.FunctionDef):
-                for code, given in _findings(function):
-                    _add(told.setdefault(code, Words()), given, _assigned(function))
+        module = ast.parse(path.read_text(encoding="utf-8"))
+        shared = _assigned(module.body)
+        for function in (node for node in ast.walk(module) if isinstance(node, ast.FunctionDef)):
+            for code, given in _findings(function):
+                _add(told.setdefault(code, Words()), given, {**shared, **_assigned(list(ast.walk(function)))})
     return told
 
 
@@ -50,11 +51,11 @@ def _findings(function: ast.FunctionDef) -> Iterator[tuple[str, dict[str, ast.ex
                 yield code.value, given
 
 
-def _assigned(function: ast.FunctionDef) -> dict[str, ast.expr]:
-    """What is assigned to plain names in a function, so that `advice=advice` can be followed."""
+def _assigned(nodes: Sequence[ast.AST]) -> dict[str, ast.expr]:
+    """What is assigned to plain names, so that `advice=advice` can be followed."""
     return {
         target.id: node.value
-        for node in ast.walk(function)
+        for node in nodes
         if isinstance(node, ast.Assign)
         for target in node.targets
         if isinstance(target, ast.Name)
