@@ -120,7 +120,7 @@ def yes(is_met: bool) -> str:
 def early() -> str:
     """Accusations before the fault, which no rate above counts."""
     lines = [
-        f"- {title}: of {part['totals']['failing']} failing runs, {part['totals']['accused_before_the_fault']} were "
+        f"- {title.capitalize()}: of {part['totals']['failing']} failing runs, {part['totals']['accused_before_the_fault']} were "
         "accused of something before their fault began."
         for title, part in parts()
     ]
@@ -164,7 +164,9 @@ def recipes() -> str:
             f"`{name}` ({counts(figures['accused'])})" for name, figures in told.items() if figures["accused"]["hits"]
         ]
         silent = [f"`{name}`" for name, figures in told.items() if not figures["accused"]["hits"]]
-        lines.append(f"- {title}: accused {', '.join(accused) or 'none'}; never accused {', '.join(silent) or 'none'}.")
+        lines.append(
+            f"- {title.capitalize()}: accused {', '.join(accused) or 'none'}; never accused {', '.join(silent) or 'none'}."
+        )
     return "\n".join([*lines, *(f"- {line}" for line in missing())])
 
 

@@ -94,6 +94,7 @@ def test_a_part_that_is_missing_is_said_to_be(zoo_tables: ModuleType) -> None:
     assert "Held-out programs: not measured yet." in text
     assert parts()["detection"]() == "Detection on held-out programs: not measured yet."
     assert "On held-out programs:** not measured yet" in parts()["rules"]()
+    assert "| `lr` | not measured yet | not measured yet |" in parts()["rules"]()
 
 
 def test_figures_are_those_of_the_file(zoo_tables: ModuleType) -> None:
@@ -111,6 +112,7 @@ def test_figures_are_those_of_the_file(zoo_tables: ModuleType) -> None:
     assert "accused `plain` (1 of 1); never accused none" in parts()["zoo-recipes"]()
     assert "| NaN or rising | 0 % of 2 | 0 % of 2 | 0 % of 1 |" in parts()["detection"]()
     assert "right cause first: 50 %, asked ≥ 85 %" in parts()["detection"]()
+    assert "| `lr` | 1 of 1 | 1 of 1 |" in parts()["rules"]()
     assert "abc" in parts()["zoo-machine"]()
 
 
