@@ -120,8 +120,8 @@ def yes(is_met: bool) -> str:
 def early() -> str:
     """Accusations before the fault, which no rate above counts."""
     lines = [
-        f"- {title.capitalize()}: of {part['totals']['failing']} failing runs, {part['totals']['accused_before_the_fault']} were "
-        "accused of something before their fault began."
+        f"- {title.capitalize()}: of {part['totals']['failing']} failing runs, "
+        f"{part['totals']['accused_before_the_fault']} were accused of something before their fault began."
         for title, part in parts()
     ]
     return "\n".join(lines)
@@ -159,14 +159,11 @@ def recipes() -> str:
     """Healthy recipes of which something urgent was said, and those of which nothing was."""
     lines = []
     for title, part in parts():
-        told = part["by_variant"]
-        accused = [
-            f"`{name}` ({counts(figures['accused'])})" for name, figures in told.items() if figures["accused"]["hits"]
-        ]
-        silent = [f"`{name}`" for name, figures in told.items() if not figures["accused"]["hits"]]
-        lines.append(
-            f"- {title.capitalize()}: accused {', '.join(accused) or 'none'}; never accused {', '.join(silent) or 'none'}."
-        )
+        figures = {name: totals["accused"] for name, totals in part["by_variant"].items()}
+        accused = [f"`{name}` ({counts(figure)})" for name, figure in figures.items() if figure["hits"]]
+        silent = [f"`{name}`" for name, figure in figures.items() if not figure["hits"]]
+        told = ", ".join(accused) or "none", ", ".join(silent) or "none"
+        lines.append(f"- {title.capitalize()}: accused {told[0]}; never accused {told[1]}.")
     return "\n".join([*lines, *(f"- {line}" for line in missing())])
 
 
