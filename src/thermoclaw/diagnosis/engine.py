@@ -19,8 +19,8 @@ _RANK = {
     for rank, codes in enumerate(
         (
             "no_gradient gradient_accumulation_bug bad_init frozen_layers lost_updates epsilon_dominates "
-            "lr_schedule_zero layer_lr_mismatch unnormalised_input over_clipping momentum_too_high",
-            "output_logit_divergence attention_logit_growth underflow dead_units weight_decay_too_high weight_blow_up "
+            "lr_schedule_zero layer_lr_mismatch unnormalised_input over_clipping momentum_too_high underflow",
+            "output_logit_divergence attention_logit_growth dead_units weight_decay_too_high weight_blow_up "
             "second_moment_lag",
             "gradient_spike",
             "distribution_shift loss_spike gradient_noise incoherent_update lr_too_low",
@@ -33,7 +33,10 @@ _RANK = {
 _ENDS = ("overfitting", "non_finite", "plateau")  # these explain nothing else
 _STANDSTILLS = ("lr_too_low", "over_clipping", "label_noise", "overfitting", "plateau")
 _SELDOM = ("attention_logit_growth", "output_logit_divergence")  # looked at every few dozen steps
-_SLACK = 12  # steps by which a symptom may seem to begin before its cause
+_FROM_OUTSIDE = ("distribution_shift", "loss_spike", "gradient_spike", "lr_schedule_zero")
+_FAR = 300  # steps after which what comes from outside is a failure of its own
+_LARGE_SPIKE = 100.0
+_SLACK = 8  # steps by which a symptom may seem to begin before its cause
 
 
 def run_rules(record: Record) -> list[Finding]:
@@ -94,12 +97,16 @@ def _rank_of(finding: Finding) -> int:
     """How close to the root a failure stands; a rate too high from the first step, or set so later, is a setting."""
     if finding.code == "lr_too_high" and (finding.first_step <= 1 or "lr_before" in finding.evidence):
         return 0
+    if finding.code == "gradient_spike" and finding.evidence["over_recent_maximum"] > _LARGE_SPIKE:
+        return 1  # such a step can kill units and throw weights; what follows is its doing
     return _RANK.get(finding.code, 3)
 
 
 def _explains(root: Finding, symptom: Finding) -> bool:
     """Whether one finding accounts for another."""
     if root.confidence == "LOW" or symptom.confidence == "LOW" or root.code in _ENDS:
+        return False
+    if symptom.code in _FROM_OUTSIDE and _began(symptom) > _began(root) + _FAR:
         return False
     return _began(root) <= _began(symptom) + _SLACK or _rank_of(root) < _rank_of(symptom)
 

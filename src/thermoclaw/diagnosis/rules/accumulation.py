@@ -12,7 +12,16 @@ from thermoclaw.quantities import Array
 from thermoclaw.record import Record
 
 PILED_COHERENCE, PILED_GROWTH, PILED_ROWS, PILED_WITHIN = 0.8, 0.8, 8, 16
-SUM_ROWS, SUM_NOISE, SUM_COHERENCE, SUM_BATCHES, SUM_MOVES, SUM_KEEPS, SUM_LASTS = 15, 0.02, 0.85, 0.008, 1e-3, 0.8, 20
+SUM_ROWS, SUM_NOISE, SUM_COHERENCE, SUM_BATCHES, SUM_MOVES, SUM_KEEPS, SUM_LASTS, SUM_UNTIL = (
+    15,
+    0.02,
+    0.85,
+    0.008,
+    1e-3,
+    0.8,
+    20,
+    120,
+)
 
 
 def gradient_accumulation_bug(record: Record) -> Finding | None:
@@ -26,9 +35,7 @@ def gradient_accumulation_bug(record: Record) -> Finding | None:
     growth = view.grad / first
     step = record["step"]
     piling = (view.coherence > PILED_COHERENCE) & (growth > PILED_GROWTH * np.sqrt(step)) & (step <= PILED_WITHIN)
-    span, confidence = held(piling, PILED_ROWS), "HIGH"
-    if span is None:
-        span, confidence = _steady_sum(record, growth), "HIGH"
+    span = held(piling, PILED_ROWS) or _steady_sum(record, growth)
     if span is None:
         return None
     row = span[1]
@@ -36,7 +43,7 @@ def gradient_accumulation_bug(record: Record) -> Finding | None:
     return tell(
         record,
         "gradient_accumulation_bug",
-        confidence,
+        "HIGH",
         (0, row),
         title="gradients pile up over steps",
         seen=f"By step {int(record.steps[row])} the gradient {grown} and has a cosine of "
@@ -65,4 +72,5 @@ def _steady_sum(record: Record, growth: Array) -> tuple[int, int] | None:
     moving = trailing_mean(view.update_ratio, SUM_ROWS) > SUM_MOVES
     hit = (noise < SUM_NOISE) & (turning > SUM_COHERENCE) & batches_differ & moving & (growth > SUM_KEEPS)
     hit[:SUM_ROWS] = False
+    hit &= record["step"] < SUM_UNTIL  # a sum that was never cleared shows early
     return held(hit, SUM_LASTS)

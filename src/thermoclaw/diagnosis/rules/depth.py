@@ -53,7 +53,7 @@ def vanishing_gradients(record: Record) -> Finding | None:
         seen=f"The gradient of {names} is {ratio[row]:.1e} of the last layers' per weight, and a step moves them by "
         f"{moved[row]:.1e} of their norm.",
         meaning="The signal dies on its way back; the early layers stay at their initial values.",
-        advice="Use residual connections or normalisation, a non-saturating activation, or an initialisation that "
+        advice="Use residual connections or normalization, a non-saturating activation, or an initialization that "
         "keeps the variance from layer to layer.",
         source="AutoTrainer (Zhang et al., ICSE 2021), per weight and over the whole early quarter",
         first_step=int(record.steps[start]),
@@ -94,7 +94,7 @@ def exploding_gradients(record: Record) -> Finding | None:
         title="exploding gradients",
         seen=f"{seen}, and the loss makes no progress.",
         meaning="Each layer, or each step, multiplies the gradient; a few of them dominate every update.",
-        advice=f"Clip the gradient norm (at about {two_digits(norm):.2g}), lower the learning rate, or normalise "
+        advice=f"Clip the gradient norm (at about {two_digits(norm):.2g}), lower the learning rate, or normalize "
         "between layers.",
         source="AutoTrainer (Zhang et al., ICSE 2021): ratio above 70",
         first_step=int(record.steps[start]),
@@ -111,7 +111,7 @@ def _blast(record: Record) -> Finding | None:
     if not first > 0:
         return None
     with np.errstate(over="ignore"):
-        start = np.abs(record["param_norm"][0] - np.sqrt(record["distance"][0]))  # ‖θ₀‖, at least
+        start = np.sqrt(np.abs(record["param_sq"][0] - record["distance"][0]))  # about ‖θ₀‖
         steep = float(np.nanmedian((record["grad_norm"][0] * start / first)[view.big]))
     if not steep > STEEP:
         return None

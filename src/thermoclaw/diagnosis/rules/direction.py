@@ -13,8 +13,8 @@ from thermoclaw.quantities import Array
 from thermoclaw.record import Record
 
 LAG, LAG_HIGH, LAG_SETTLED, LAG_JUMP = 2.3, 3.5, 12, 3.0
-LOST_BEFORE, LOST_SHARE, LOST_SIGMA, LOST_BETA = 0.15, 0.45, 4.0, 0.95
-LOST_ROWS, LOST_BEFORE_ROWS, LOST_LEVEL = 10, 25, 0.05
+LOST_BEFORE, LOST_SHARE, LOST_SIGMA, LOST_BETA = 0.15, 0.4, 4.0, 0.95
+LOST_ROWS, LOST_BEFORE_ROWS, LOST_FROM, LOST_LEVEL = 10, 25, 50, 0.05
 
 
 def second_moment_lag(record: Record) -> Finding | None:
@@ -65,7 +65,7 @@ def incoherent_update(record: Record) -> Finding | None:
     mean, wide = _mean_and_error(view.own_slope, LOST_BEFORE_ROWS)
     usual, spread = lagged(mean, LOST_ROWS), np.hypot(error, lagged(wide, LOST_ROWS))
     lost = (usual > LOST_BEFORE) & (now < LOST_SHARE * usual) & (usual - now > LOST_SIGMA * spread)
-    lost &= np.arange(len(record)) >= LOST_ROWS + LOST_BEFORE_ROWS
+    lost &= np.arange(len(record)) >= LOST_FROM
     lost &= (np.abs(view.radial_share) < 0.5) & (view.update > 0)
     with np.errstate(divide="ignore", invalid="ignore"):
         lost &= np.abs(np.log(view.lr / lagged(view.lr, LOST_ROWS + LOST_BEFORE_ROWS))) < 1.0

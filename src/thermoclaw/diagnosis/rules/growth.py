@@ -10,7 +10,7 @@ from thermoclaw.diagnosis.signals import held, trailing_mean
 from thermoclaw.diagnosis.view import view_of
 from thermoclaw.record import Record
 
-GROWTH, RADIAL, GROWTH_ROWS = 2e-3, 0.85, 12
+GROWTH, RADIAL, GROWTH_ROWS, GROWTH_MOMENTUM = 2e-3, 0.9, 12, 0.98
 GROWTH_UNEVEN = 0.12  # spread of the growth from step to step over its mean
 
 
@@ -27,6 +27,7 @@ def weight_blow_up(record: Record) -> Finding | None:
         hit = (mean > GROWTH) & (trailing_mean(share, GROWTH_ROWS) > RADIAL) & even
     hit[: GROWTH_ROWS + 1] = False
     weight = np.where(view.big & view.trained, view.sizes, 0.0)
+    hit &= ~(record["momentum"] > GROWTH_MOMENTUM)  # there it is the sum of a thousand steps that grows
     span = held((hit * weight).sum(axis=1) > 0.4 * max(weight.sum(), 1.0), 3)
     if span is None:
         return None

@@ -7,11 +7,11 @@ import numpy as np
 from thermoclaw.diagnosis.finding import Finding, describe_layers
 from thermoclaw.diagnosis.selection import chosen, tell, two_digits
 from thermoclaw.diagnosis.signals import Mask
-from thermoclaw.diagnosis.view import View, view_of
+from thermoclaw.diagnosis.view import view_of
 from thermoclaw.quantities import Array
 from thermoclaw.record import Record
 
-GAIN_LARGE, GAIN_SMALL = 4.0, 5e-3
+GAIN_LARGE, GAIN_SMALL = 2.5, 5e-3
 ALIKE, ALIKE_ROWS = 0.999, 4
 FIRST_ROWS = 10
 
@@ -104,10 +104,11 @@ def unnormalised_input(record: Record) -> Finding | None:
     view = view_of(record)
     if not view.fresh or len(record) < 5:
         return None
-    first = _input_layer(view)
-    if first is None:
+    scales = view.optional("input_scale")[:INPUT_ROWS]
+    if not np.isfinite(scales).any():
         return None
-    told = view.optional("input_scale")[:INPUT_ROWS, first]
+    first = int(np.argmax(np.isfinite(scales).any(axis=0)))
+    told = scales[:, first]
     told = told[np.isfinite(told) & (told > 0)]
     if not len(told):
         return None
@@ -131,13 +132,3 @@ def unnormalised_input(record: Record) -> Finding | None:
         source="LeCun et al. 1998, Efficient BackProp; UMLAUT (Schoop et al., CHI 2021)",
         evidence={"input_scale": scale},
     )
-
-
-def _input_layer(view: View) -> int | None:
-    """The first layer with a weight matrix, where it takes numbers and not tokens."""
-    for i, layer in enumerate(view.record.layers):
-        if layer.ltype == "embedding":
-            return None
-        if view.big[i]:
-            return i
-    return None

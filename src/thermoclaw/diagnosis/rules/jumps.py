@@ -15,7 +15,7 @@ from thermoclaw.record import Record
 BEFORE, AFTER = 20, 6
 SHIFT, SHIFT_HIGH, FALLS_BACK = 1.5, 4.0, 0.45
 SPIKE_OVER, SPIKE_OVER_HIGH, SPIKE_MEMORY = 20.0, 33.0, 50
-LOSS_SPIKE, LOSS_SPIKE_BACK, MANY_SPIKES = 0.5, 10, 4
+LOSS_SPIKE, LOSS_SPIKE_BACK, MANY_SPIKES, LONE_SPIKE = 0.5, 10, 4, 6.0
 USUAL_STEP, USUAL_RATE = 3.0, 1.5
 
 
@@ -158,6 +158,8 @@ def loss_spike(record: Record) -> Finding | None:
     over = values - recent
     hit = (over > LOSS_SPIKE * gained) & (values > 1.2 * view.loss.start) & (values > 2.0 * recent)
     hit &= (over > 10.0 * spread) & (gained > 0) & was_usual(view)
+    lasts = np.concatenate([values[1:], values[-1:]]) > recent  # one hard batch alone must stand out further
+    hit &= lasts | (values > LONE_SPIKE * recent)
     hit[:BEFORE] = False
     back = trailing_max(values, 3) < lagged(recent, LOSS_SPIKE_BACK) + 0.25 * lagged(over, LOSS_SPIKE_BACK)
     confirmed = lagged(hit.astype(float), LOSS_SPIKE_BACK).astype(bool) & back

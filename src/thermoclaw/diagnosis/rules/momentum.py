@@ -7,11 +7,12 @@ import numpy as np
 from thermoclaw.diagnosis.finding import Finding
 from thermoclaw.diagnosis.remedies import Remedy
 from thermoclaw.diagnosis.signals import held, median_over, trailing_mean, weights_of
+from thermoclaw.diagnosis.view import view_of
 from thermoclaw.record import Record
 
 MOMENTUM_LEAST = 0.97
 MOMENTUM_COHERENCE = 0.05
-MOMENTUM_LASTING = 30
+MOMENTUM_LASTING, MOMENTUM_EXTREME, MOMENTUM_GROWTH = 30, 0.99, 0.01
 
 
 def momentum_too_high(record: Record) -> Finding | None:
@@ -26,6 +27,10 @@ def momentum_too_high(record: Record) -> Finding | None:
     lagging = (
         (coherence > MOMENTUM_COHERENCE) & (alignment < np.maximum(0.5 * coherence, 0.0)) & (alignment < 0.5 * 0.44)
     )
+    loss = view_of(record).loss
+    if loss is not None and beta >= MOMENTUM_EXTREME:
+        growing = trailing_mean(median_over(view_of(record).radial[0], big), 12) > MOMENTUM_GROWTH
+        lagging |= loss.lost() | (loss.stuck() & (record["step"] > 60)) | growing
     lagging &= record["step"] > min(2.0 / (1.0 - beta), 40)
     lasting = held(lagging, MOMENTUM_LASTING)
     span = lasting or held(lagging, 10)
@@ -34,7 +39,7 @@ def momentum_too_high(record: Record) -> Finding | None:
     start, row = span
     c, rho = float(alignment[row]), float(coherence[row])
     start = 0 if record["momentum"][0].max() >= beta - 1e-6 else start  # it is there from the first step, seen later
-    confidence = "HIGH" if beta >= 0.99 and (lasting or c < 0.3 * rho) else "MEDIUM"
+    confidence = "HIGH" if beta >= MOMENTUM_EXTREME and (lasting or c < 0.3 * rho) else "MEDIUM"
     return Finding(
         code="momentum_too_high",
         confidence=confidence,

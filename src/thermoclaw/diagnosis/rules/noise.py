@@ -21,12 +21,13 @@ RESTLESS, CALM = 0.07, 0.06
 def _flat(view: View) -> tuple[Mask, Array] | None:
     """Where a run that has barely begun to learn makes no progress though it moves; and the loss's relative noise."""
     record, loss = view.record, view.loss
-    if loss is None or loss.start <= 0:
+    first = float(np.nanmean(record.loss[:10])) if loss is not None else 0.0
+    if loss is None or first <= 0:
         return None
     late = trailing_mean(record.loss, WINDOW)
     early = lagged(late, WINDOW)
     error = loss.noise * np.sqrt(2.0 / WINDOW)
-    flat = (early - late < 2.5 * error + 0.01 * loss.start) & (late > FLAT_LEVEL * loss.start)
+    flat = (early - late < 2.5 * error + 0.01 * first) & (late > FLAT_LEVEL * first)
     moving = (trailing_mean(view.update_ratio, 20) > FLAT_MOVES) & (view.lr > 0.3 * np.maximum.accumulate(view.lr))
     blind = np.abs(trailing_mean(view.coherence, WINDOW)) < FLAT_COHERENCE
     blind &= trailing_mean(median_over(record["noise_share"], view.big), WINDOW) > FLAT_SHARE

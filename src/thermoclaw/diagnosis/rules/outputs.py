@@ -12,8 +12,8 @@ from thermoclaw.record import Record
 
 ATTENTION_PROBES, ATTENTION_GROWTH, ATTENTION_GAIN = 3, 6.0, 15.0
 ATTENTION_HIGH = 60.0
-DRIFT_NONE, DRIFT, DRIFT_PROBES = 1e-3, 0.03, 3
-ALIKE_MORE, ALIKE_HIGH, ALIKE_NORM, ALIKE_WITHIN, ALIKE_FROM = 1.5, 2.0, 1.1, 100, 80
+DRIFT_NONE, DRIFT, DRIFT_PROBES, DRIFT_NOISE = 1e-4, 5e-3, 3, 0.03
+ALIKE_MORE, ALIKE_HIGH, ALIKE_NORM, ALIKE_WITHIN, ALIKE_FROM = 2.0, 3.0, 1.1, 100, 80
 
 
 def attention_logit_growth(record: Record) -> Finding | None:
@@ -75,6 +75,8 @@ def _pushed(record: Record) -> Finding | None:
     if span is None:
         return None
     start, row = int(probed[span[0]]), int(probed[span[1]])
+    if np.sqrt(np.nanmean(view_of(record).coherence[max(row - 10, 0) : row + 1] ** 2)) < DRIFT_NOISE:
+        return None  # noise in every direction, of which some is common
     return tell(
         record,
         "output_logit_divergence",

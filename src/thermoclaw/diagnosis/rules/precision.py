@@ -7,7 +7,7 @@ import numpy as np
 from thermoclaw.diagnosis.finding import Finding, describe_layers
 from thermoclaw.diagnosis.remedies import Remedy
 from thermoclaw.diagnosis.selection import chosen, tell, two_digits
-from thermoclaw.diagnosis.signals import held, trailing_mean
+from thermoclaw.diagnosis.signals import Mask, held, trailing_mean, trailing_min
 from thermoclaw.diagnosis.view import View, view_of
 from thermoclaw.quantities import Array
 from thermoclaw.record import Record
@@ -16,8 +16,8 @@ HALF_ULP = {"torch.bfloat16": 2.0**-9, "torch.float16": 2.0**-12}
 TYPICAL_WEIGHT = 0.67  # median |θ| over root mean square, for a normal distribution
 TYPICAL_STEP = 0.5  # of the learning rate, under Adam
 LOST_SHARE_HIGH, LOST_SHARE, LOST_LAYERS = 0.8, 0.5, 0.14
-ZEROS_MORE, ZEROS_MANY, ZEROS_ROWS, GONE_ROWS = 0.25, 0.6, 2, 5
-EPSILON_STEP, EPSILON_LARGE = 0.02, 1e-5
+ZEROS_MORE, ZEROS_MANY, ZEROS_ROWS, ZEROS_LAST, GONE_ROWS = 0.25, 0.6, 2, 3, 5
+EPSILON_STEP, EPSILON_LARGE, EPSILON_USUAL = 0.02, 1e-5, 1e-6
 
 
 def lost_updates(record: Record) -> Finding | None:
@@ -77,15 +77,20 @@ def underflow(record: Record) -> Finding | None:
     kinds = np.array([layer.ltype != "embedding" for layer in record.layers], dtype=bool)
     big = view.big & kinds & view.trained
     zeros, silent = view.optional("grad_zeros")[:, big], np.nan_to_num(view.optional("silent_rows")[:, big])
-    probed = np.flatnonzero(np.isfinite(zeros).any(axis=1)) if big.any() else np.zeros(0, dtype=int)
+    known = np.isfinite(zeros).any(axis=1) & _sound(view)
+    probed = np.flatnonzero(known) if big.any() else np.zeros(0, dtype=int)
     if len(probed) < 3:
         return gone
     quiet = silent[probed]
     before = np.concatenate([np.zeros((len(probed), 1)), quiet[:, :-1]], axis=1)  # silent units are silent inputs
-    excess = np.nan_to_num(zeros[probed] - (1.0 - (1.0 - quiet) * (1.0 - before)))
+    lasting = trailing_min(np.nan_to_num(zeros[probed]), ZEROS_LAST)  # silence is told that many probes later
+    excess = lasting - (1.0 - (1.0 - quiet) * (1.0 - before))
     most = np.sort(excess, axis=1)[:, excess.shape[1] // 4]  # what three in four layers exceed
     base = np.minimum.accumulate(most)
-    span = held(most > base + ZEROS_MORE, ZEROS_ROWS)
+    ends = (
+        quiet[:, -1] > np.minimum.accumulate(quiet[:, -1]) + ZEROS_MORE
+    )  # errors of outputs are zero for no other cause
+    span = held((most > base + ZEROS_MORE) | ends, ZEROS_ROWS)
     if span is None or (gone is not None and gone.raised_step <= record.steps[probed[span[1]]]):
         return gone
     start, row = int(probed[span[0]]), int(probed[span[1]])
@@ -110,12 +115,17 @@ def underflow(record: Record) -> Finding | None:
 _MORE_RANGE = "Raise the loss scale (or let GradScaler grow it again), or use bfloat16, whose range is that of float32."
 
 
+def _sound(view: View) -> Mask:
+    """Rows before the first NaN or Inf, after which zeros mean nothing."""
+    return np.asarray(~np.maximum.accumulate(np.isinf(view.record.loss) | ~np.isfinite(view.grad)))
+
+
 def _all_gone(view: View) -> Finding | None:
     """Every gradient of a run that had some is exactly zero, in the last layer too, whose errors are not."""
     record = view.record
     alive = (record["grad_sq"] > 0).any(axis=1)
     silent = (np.nan_to_num(record["grad_sq"], nan=1.0) == 0).all(axis=1) & np.maximum.accumulate(alive)
-    span = held(silent & (view.lr > 0), GONE_ROWS)
+    span = held(silent & _sound(view) & (view.lr > 0), GONE_ROWS)
     if span is None:
         return None
     return tell(
@@ -144,7 +154,7 @@ def epsilon_dominates(record: Record) -> Finding | None:
     below = (rms < eps) & (trailing_mean(view.unit_update, 10) < EPSILON_STEP) & (record["lr"] > 0) & (rms > 0)
     sizes = np.where(view.trained, view.sizes, 0.0)
     share = (below * sizes).sum(axis=1) / max(sizes.sum(), 1.0)
-    span = held(share > 0.5, 8)
+    span = held(share > (0.5 if eps > EPSILON_USUAL else 0.9), 8)  # with a usual ε, small gradients are the cause
     if span is None or (span[0] > 50 and eps < EPSILON_LARGE):
         return None
     row = span[1]

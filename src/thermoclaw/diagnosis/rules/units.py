@@ -6,11 +6,12 @@ import numpy as np
 
 from thermoclaw.diagnosis.finding import Finding, describe_layers
 from thermoclaw.diagnosis.selection import chosen, tell
-from thermoclaw.diagnosis.signals import held
+from thermoclaw.diagnosis.signals import held, lagged
 from thermoclaw.diagnosis.view import view_of
 from thermoclaw.record import Record
 
-SILENT, SILENT_MORE, DEAD = 0.7, 0.4, 0.72
+SILENT, SILENT_MORE, DEAD, ENDS = 0.7, 0.4, 0.72, 0.3
+SUDDEN, EARLY_PROBES = 4, 20
 
 
 def dead_units(record: Record) -> Finding | None:
@@ -22,16 +23,20 @@ def dead_units(record: Record) -> Finding | None:
         return None
     quiet, gone = np.nan_to_num(silent[probed]), np.nan_to_num(dead[probed])
     base = np.minimum.accumulate(np.where(np.isfinite(silent[probed]), quiet, np.inf), axis=0)
-    alive = (record["grad_sq"] > 0).any(axis=0)
-    fell = (quiet > SILENT) & (quiet > base + SILENT_MORE) & alive
-    never = (gone > DEAD) & alive
+    has = np.asarray((record["grad_sq"] > 0).any(axis=0))
+    last = int(np.flatnonzero(view.big)[-1]) if view.big.any() else 0
+    # no activation silences the last layer: that is underflow
+    alive = has[None, :] & (quiet[:, last] < ENDS)[:, None]
+    earlier = lagged(quiet, SUDDEN)  # fewer and fewer zeros come of underflow, at once they come of units
+    fell = (quiet > SILENT) & (quiet > base + SILENT_MORE) & (quiet > earlier + SILENT_MORE) & alive
+    never = (gone > DEAD) & alive & (np.arange(len(quiet)) < EARLY_PROBES)[:, None]
     for hit, rows in ((fell, 2), (never, 1)):
         span = held(np.asarray(hit.any(axis=1)), rows)
         if span is not None:
             break
     else:
         return None
-    start, row = int(probed[span[0]]), int(probed[span[1]])
+    start, row = int(probed[max(span[0] - 2, 0)]), int(probed[span[1]])  # silence is told two probes later
     mask = hit[span[1]]
     share = float(np.median(quiet[span[1]][mask]))
     return tell(
