@@ -16,7 +16,7 @@ HALF_ULP = {"torch.bfloat16": 2.0**-9, "torch.float16": 2.0**-12}
 TYPICAL_WEIGHT = 0.67  # median |θ| over root mean square, for a normal distribution
 TYPICAL_STEP = 0.5  # of the learning rate, under Adam
 LOST_SHARE_HIGH, LOST_SHARE, LOST_LAYERS = 0.8, 0.5, 0.14
-ZEROS_MORE, ZEROS_MANY, ZEROS_ROWS, ZEROS_LAST, GONE_ROWS = 0.25, 0.6, 2, 3, 5
+ZEROS_MORE, ZEROS_MANY, ZEROS_LAST, GONE_ROWS = 0.25, 0.6, 3, 5
 EPSILON_STEP, EPSILON_LARGE, EPSILON_USUAL = 0.02, 1e-5, 1e-6
 
 
@@ -84,16 +84,16 @@ def underflow(record: Record) -> Finding | None:
     quiet = silent[probed]
     before = np.concatenate([np.zeros((len(probed), 1)), quiet[:, :-1]], axis=1)  # silent units are silent inputs
     lasting = trailing_min(np.nan_to_num(zeros[probed]), ZEROS_LAST)  # silence is told that many probes later
-    excess = lasting - (1.0 - (1.0 - quiet) * (1.0 - before))
-    most = np.sort(excess, axis=1)[:, excess.shape[1] // 4]  # what three in four layers exceed
+    excess = np.maximum(lasting - (1.0 - (1.0 - quiet) * (1.0 - before)), 0.0)
+    most = np.median(excess, axis=1)
     base = np.minimum.accumulate(most)
     ends = (
         quiet[:, -1] > np.minimum.accumulate(quiet[:, -1]) + ZEROS_MORE
     )  # errors of outputs are zero for no other cause
-    span = held((most > base + ZEROS_MORE) | ends, ZEROS_ROWS)
+    span = held((most > base + ZEROS_MORE) | ends, 1)
     if span is None or (gone is not None and gone.raised_step <= record.steps[probed[span[1]]]):
         return gone
-    start, row = int(probed[span[0]]), int(probed[span[1]])
+    start, row = int(probed[max(span[0] - ZEROS_LAST + 1, 0)]), int(probed[span[1]])
     now, then = (float(np.nanmedian(zeros[r])) for r in (row, int(probed[0])))
     return tell(
         record,

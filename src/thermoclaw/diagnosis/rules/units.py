@@ -11,7 +11,7 @@ from thermoclaw.diagnosis.view import view_of
 from thermoclaw.record import Record
 
 SILENT, SILENT_MORE, DEAD, ENDS = 0.7, 0.4, 0.72, 0.3
-SUDDEN, EARLY_PROBES = 4, 20
+SUDDEN, EARLY_PROBES, FEW_ZEROS, MOST = 4, 20, 0.6, 0.95
 
 
 def dead_units(record: Record) -> Finding | None:
@@ -26,9 +26,16 @@ def dead_units(record: Record) -> Finding | None:
     has = np.asarray((record["grad_sq"] > 0).any(axis=0))
     last = int(np.flatnonzero(view.big)[-1]) if view.big.any() else 0
     # no activation silences the last layer: that is underflow
-    alive = has[None, :] & (quiet[:, last] < ENDS)[:, None]
+    zeros = np.nan_to_num(view.optional("grad_zeros")[probed])
+    alive = has[None, :] & ((quiet[:, last] < ENDS) & (zeros[:, last] < MOST))[:, None]
     earlier = lagged(quiet, SUDDEN)  # fewer and fewer zeros come of underflow, at once they come of units
-    fell = (quiet > SILENT) & (quiet > base + SILENT_MORE) & (quiet > earlier + SILENT_MORE) & alive
+    fell = (
+        (quiet > SILENT)
+        & (quiet > base + SILENT_MORE)
+        & (quiet > earlier + SILENT_MORE)
+        & (lagged(zeros, SUDDEN) < FEW_ZEROS)
+        & alive
+    )
     never = (gone > DEAD) & alive & (np.arange(len(quiet)) < EARLY_PROBES)[:, None]
     for hit, rows in ((fell, 2), (never, 1)):
         span = held(np.asarray(hit.any(axis=1)), rows)
