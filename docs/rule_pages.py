@@ -21,6 +21,7 @@ CATALOGUE = {
 
 def rules() -> str:
     """A summary, then a section for every rule."""
+    from thermoclaw.diagnosis.refutations import REFUTED_BY
     from thermoclaw.diagnosis.rules import RULES
 
     told, ranks = words_of_findings(), rank_of()
@@ -41,6 +42,7 @@ def rules() -> str:
         words = told[rule.code]
         lines += ["", f"### `{rule.code}` {{ #{rule.code} }}", "", f"{plain(rule.detects)}.", ""]
         lines += several("Means", words.meaning) + several("Try", words.advice)
+        lines += several("Wrong if", [f"{REFUTED_BY[rule.code]}."])
         lines += [f"- **Remedy:** {remedy(words)}", f"- **Looks at:** {plain(rule.signal)}"]
         lines += [f"- **Speaks when:** {plain(rule.threshold)}", f"- **Evidence it gives:** {evidence(words)}"]
         lines += [f"- **Rank:** {rank(rule.code, ranks)}", *several("Source", sources(rule.source, words.source))]

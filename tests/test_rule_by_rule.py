@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from tests.synthetic import Synthetic
-from thermoclaw import Finding
+from thermoclaw import Finding, diagnose
 from thermoclaw.diagnosis.engine import find, run_rules
+from thermoclaw.diagnosis.refutations import REFUTED_BY
 from thermoclaw.diagnosis.rules import RULES
 from thermoclaw.record import Record
 
@@ -40,6 +41,27 @@ def test_every_rule_of_the_table_is_tested_here() -> None:
     text = Path(__file__).read_text(encoding="utf-8")
     elsewhere = {"non_finite", "no_gradient", "vanishing_gradients", "plateau", "lr_too_high", "momentum_too_high"}
     assert [rule.code for rule in RULES if f'"{rule.code}"' not in text and rule.code not in elsewhere] == []
+
+
+def test_every_finding_says_what_would_refute_it() -> None:
+    assert set(REFUTED_BY) == {rule.code for rule in RULES}
+    finding = heard(Synthetic().set(slice(100, None), lr=0.0).record(), "lr_schedule_zero")
+    assert "above zero" in finding.refuted_by
+    assert "Wrong if:" in str(diagnose(Synthetic().set(slice(100, None), lr=0.0).record()))
+
+
+def test_a_later_failure_from_outside_is_told_beside_an_earlier_one() -> None:
+    run = Synthetic(700).set(0, start_gain=9.0)
+    run.loss[600:] += 1.5
+    urgent = [f.code for f in find(run.record()) if f.confidence != "LOW"]
+    assert urgent == ["bad_init", "distribution_shift"]
+
+
+def test_a_symptom_stands_with_its_cause() -> None:
+    run = Synthetic().set(0, start_gain=9.0).set(120, grad_sq=1e4)
+    first, second = find(run.record())
+    assert (first.code, first.explains) == ("bad_init", ("gradient_spike",))
+    assert second.confidence == "LOW"
 
 
 def test_schedule_at_zero() -> None:

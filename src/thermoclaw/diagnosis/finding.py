@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from thermoclaw.diagnosis.refutations import REFUTED_BY
 from thermoclaw.diagnosis.remedies import Remedy
 from thermoclaw.record import LayerInfo
 
@@ -58,6 +59,11 @@ class Finding:
         return f"step {self.raised_step}: {self.recommendation}"
 
     @property
+    def refuted_by(self) -> str:
+        """An observation that would show the finding to be wrong; empty for a code that is not the library's own."""
+        return REFUTED_BY.get(self.code, "")
+
+    @property
     def severity(self) -> tuple[int, int]:
         """Sort key: confident findings first, then early ones."""
         return CONFIDENCES.index(self.confidence), self.first_step
@@ -82,6 +88,7 @@ class Finding:
             "evidence": {k: float(v) for k, v in self.evidence.items()},
             "remedy": self.remedy.to_json() if self.remedy else None,
             "explains": list(self.explains),
+            "refuted_by": self.refuted_by,
         }
 
     @classmethod

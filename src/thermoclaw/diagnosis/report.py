@@ -228,7 +228,10 @@ def _paragraphs(number: int, finding: Finding) -> list[str]:
     lines = [f"{number}. [{finding.confidence}] {finding.title} ({finding.code}, {since})"]
     evidence = ", ".join(f"{name} = {value:.4g}" for name, value in finding.evidence.items())
     parts = (("Seen", finding.seen), ("Means", finding.meaning), ("Try", finding.advice))
-    for label, text in (*parts, ("Evidence", evidence), ("Source", finding.source)):
+    wrong = f"{finding.refuted_by}." if finding.refuted_by else ""
+    symptoms = ", ".join(finding.explains)
+    more = (("Wrong if", wrong), ("Explains", symptoms), ("Evidence", evidence), ("Source", finding.source))
+    for label, text in (*parts, *more):
         if text:
             lines.append(
                 textwrap.fill(text, width=110, initial_indent=f"   {label + ':':<10}", subsequent_indent=" " * 13)

@@ -1,0 +1,37 @@
+"""What would show that a finding is wrong: one observation for each code, that a user can make."""
+
+from __future__ import annotations
+
+REFUTED_BY = {
+    "non_finite": "the loss is meant to be infinite or undefined at times, and the weights stay finite",
+    "no_gradient": "parameters change although every gradient that the optimizer sees is zero or None",
+    "frozen_layers": "the layers named were left out on purpose, or their weights differ between two checkpoints",
+    "gradient_accumulation_bug": "gradients are None or zero right before backward() at the start of a step",
+    "bad_init": "after a pass of one batch, activations of the last layer have about the spread of those of the first",
+    "unnormalised_input": "x.std() of a batch, as the model receives it, is near 1",
+    "lr_schedule_zero": "the learning rate is above zero at later steps, or the run was meant to end here",
+    "layer_lr_mismatch": "with one rate for all groups the loss is no lower after a hundred steps",
+    "lost_updates": "the share of weights that differ, bit by bit, before and after a step is near one",
+    "underflow": "with a loss scale a thousand times larger the share of exact zeros in the gradient stays",
+    "epsilon_dominates": "with eps = 1e-8 and the same rate the steps keep their length",
+    "over_clipping": "with max_norm ten times larger the loss after a hundred steps is no lower",
+    "lr_too_low": "with a rate ten times higher the loss after fifty steps is no lower",
+    "lr_too_high": "with a third of the rate, from the same checkpoint, the loss does not come out lower",
+    "momentum_too_high": "with momentum 0.9 the alignment of steps and gradients does not rise",
+    "weight_decay_too_high": "with the decay suggested, norms go on falling at the same pace",
+    "weight_blow_up": "with decay and penalties off, and nothing that writes to the weights, norms grow as before",
+    "dead_units": "the units named fire for some example of a large batch",
+    "second_moment_lag": "with β₂ = 0.95 the same batch makes a step just as long",
+    "incoherent_update": "p_before − p_after of a layer has its usual cosine with what its gradient asks for",
+    "gradient_spike": "the same batch, computed again at the same weights, gives a gradient of that size",
+    "loss_spike": "the batches of those steps, computed again with earlier weights, have an ordinary loss",
+    "distribution_shift": "batches from before that step have the same higher loss with the weights of after it",
+    "gradient_noise": "with a batch four times as large the loss falls no faster",
+    "label_noise": "a copy of the model learns ten examples by heart, and then does better on ten others too",
+    "vanishing_gradients": "the early layers' share of the gradient is the same with residual connections",
+    "exploding_gradients": "the first loss with weights half as large is not much lower",
+    "attention_logit_growth": "the largest attention logit of a batch is below fifty and does not rise",
+    "output_logit_divergence": "the mean of the logits of a batch stays where it was",
+    "overfitting": "a validation set of fresh examples gives a loss near the training loss",
+    "plateau": "with a third of the rate the loss stays as it is",
+}
