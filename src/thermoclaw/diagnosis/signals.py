@@ -59,6 +59,24 @@ def weighted_median(values: Array, weights: Array) -> Array:
     return np.where(good.any(axis=1), values[row, order[row, at]], np.nan)
 
 
+def middle(values: Array) -> float:
+    """Median of what is a number; NaN, and no warning, where nothing is."""
+    good = values[np.isfinite(values)]
+    return float(np.median(good)) if len(good) else float("nan")
+
+
+def average(values: Array) -> float:
+    """Mean of what is a number; NaN, and no warning, where nothing is."""
+    good = values[np.isfinite(values)]
+    return float(good.mean()) if len(good) else float("nan")
+
+
+def largest(values: Array) -> float:
+    """Largest of what is a number; NaN, and no warning, where nothing is."""
+    good = values[np.isfinite(values)]
+    return float(good.max()) if len(good) else float("nan")
+
+
 def lagged(values: Array, rows: int) -> Array:
     """The value `rows` rows ago; the first value before that."""
     return np.concatenate([np.repeat(values[:1], min(rows, len(values)), axis=0), values[: max(len(values) - rows, 0)]])

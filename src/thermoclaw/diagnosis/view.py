@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from thermoclaw.diagnosis.signals import LossView, Mask, median_over, step_gaps, trailing_mean, weights_of
+from thermoclaw.diagnosis.signals import LossView, Mask, median_over, middle, step_gaps, trailing_mean, weights_of
 from thermoclaw.quantities import Array
 from thermoclaw.record import Record
 
@@ -192,7 +192,7 @@ class View:
     def update_is_usual(self, row: int) -> bool:
         """Whether the step at a row is about as long as those of the fifty rows before it."""
         before = self.update[max(row - 50, 0) : row]
-        usual = np.nanmedian(before) if np.isfinite(before).any() else np.nan
+        usual = middle(before) if np.isfinite(before).any() else np.nan
         return bool(self.update[row] > 0.2 * usual)
 
     def optional(self, name: str) -> Array:

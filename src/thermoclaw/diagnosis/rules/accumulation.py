@@ -6,7 +6,7 @@ import numpy as np
 
 from thermoclaw.diagnosis.finding import Finding
 from thermoclaw.diagnosis.selection import tell
-from thermoclaw.diagnosis.signals import held, median_over, trailing_mean
+from thermoclaw.diagnosis.signals import held, median_over, middle, trailing_mean
 from thermoclaw.diagnosis.view import view_of
 from thermoclaw.quantities import Array
 from thermoclaw.record import Record
@@ -29,7 +29,7 @@ def gradient_accumulation_bug(record: Record) -> Finding | None:
     view = view_of(record)
     if not view.fresh or len(record) < 12:
         return None
-    first = float(np.nanmedian(view.grad[:2])) if np.isfinite(view.grad[:2]).any() else 0.0
+    first = middle(view.grad[:2]) if np.isfinite(view.grad[:2]).any() else 0.0
     if not first > 0:
         return None
     growth = view.grad / first

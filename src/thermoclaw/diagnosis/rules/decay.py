@@ -7,7 +7,7 @@ import numpy as np
 from thermoclaw.diagnosis.finding import Finding, describe_layers
 from thermoclaw.diagnosis.remedies import Remedy
 from thermoclaw.diagnosis.selection import chosen, groups_of, names_of, tell, two_digits
-from thermoclaw.diagnosis.signals import Mask, decay_pull, decay_rate, free_decay, held, trailing_mean
+from thermoclaw.diagnosis.signals import Mask, decay_pull, decay_rate, free_decay, held, middle, trailing_mean
 from thermoclaw.diagnosis.view import view_of
 from thermoclaw.quantities import Array
 from thermoclaw.record import Record
@@ -166,7 +166,7 @@ def _decay_finding(
             "decay_per_step": per_step,
             "decay_over_update": float(np.median(pull[row][mask])),
             "weight_decay": decay,
-            "norm_budget": float(np.nanmedian(record["norm_budget"][row][mask])),
+            "norm_budget": middle(record["norm_budget"][row][mask]),
         },
         remedy=Remedy("weight_decay", value, decay, groups_of(record, mask)),
     )

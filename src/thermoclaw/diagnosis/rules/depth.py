@@ -6,7 +6,7 @@ import numpy as np
 
 from thermoclaw.diagnosis.finding import Finding, describe_layers
 from thermoclaw.diagnosis.selection import chosen, names_of, tell, two_digits
-from thermoclaw.diagnosis.signals import Mask, held, median_over, trailing_mean, weights_of
+from thermoclaw.diagnosis.signals import Mask, held, median_over, middle, trailing_mean, weights_of
 from thermoclaw.diagnosis.view import view_of
 from thermoclaw.quantities import Array
 from thermoclaw.record import Record
@@ -112,7 +112,7 @@ def _blast(record: Record) -> Finding | None:
         return None
     with np.errstate(over="ignore"):
         start = np.sqrt(np.abs(record["param_sq"][0] - record["distance"][0]))  # about ‖θ₀‖
-        steep = float(np.nanmedian((record["grad_norm"][0] * start / first)[view.big]))
+        steep = middle((record["grad_norm"][0] * start / first)[view.big])
     if not steep > STEEP:
         return None
     norm = two_digits(float(view.grad[0]) * STEEP_USUAL / steep)

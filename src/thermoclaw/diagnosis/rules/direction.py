@@ -7,7 +7,7 @@ import numpy as np
 from thermoclaw.diagnosis.finding import Finding, describe_layers
 from thermoclaw.diagnosis.remedies import Remedy
 from thermoclaw.diagnosis.selection import chosen, tell
-from thermoclaw.diagnosis.signals import held, lagged, trailing_mean, trailing_median, weighted_median
+from thermoclaw.diagnosis.signals import held, lagged, largest, trailing_mean, trailing_median, weighted_median
 from thermoclaw.diagnosis.view import view_of
 from thermoclaw.quantities import Array
 from thermoclaw.record import Record
@@ -59,7 +59,7 @@ def second_moment_lag(record: Record) -> Finding | None:
 def incoherent_update(record: Record) -> Finding | None:
     """Steps of the usual length that suddenly have nothing to do with the gradient."""
     view = view_of(record)
-    if len(record) < 30 or float(np.nanmax(record["momentum"])) > LOST_BETA:
+    if len(record) < 30 or largest(record["momentum"]) > LOST_BETA:
         return None
     now, error = _mean_and_error(view.own_slope, LOST_ROWS)
     mean, wide = _mean_and_error(view.own_slope, LOST_BEFORE_ROWS)

@@ -6,7 +6,7 @@ import numpy as np
 
 from thermoclaw.diagnosis.finding import Finding, describe_layers
 from thermoclaw.diagnosis.selection import chosen, tell
-from thermoclaw.diagnosis.signals import held, trailing_mean
+from thermoclaw.diagnosis.signals import held, largest, trailing_mean
 from thermoclaw.diagnosis.view import view_of
 from thermoclaw.record import Record
 
@@ -35,7 +35,7 @@ def weight_blow_up(record: Record) -> Finding | None:
     mask = hit[row] & view.big
     pace = float(np.median(mean[row][mask]))
     start = max(span[0] - GROWTH_ROWS + 1, 0)
-    decay = float(np.nanmax(np.abs(record["weight_decay"][row])))
+    decay = largest(np.abs(record["weight_decay"][row]))
     return tell(
         record,
         "weight_blow_up",

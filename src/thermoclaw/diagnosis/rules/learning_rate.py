@@ -14,6 +14,7 @@ from thermoclaw.diagnosis.signals import (
     Mask,
     decay_pull,
     held,
+    largest,
     lower_quartile,
     median_over,
     trailing_mean,
@@ -77,7 +78,7 @@ def _rewritten(record: Record) -> Finding | None:
     ratio = np.where(decayed < 0.3, ratio, -np.inf)  # decay shrinks the weights by itself, whatever the gradient
     if np.count_nonzero(ratio > LR_FIRST) < 2:  # a single one may be somebody else's write
         return None
-    worst, row = float(np.nanmax(ratio)), min(LR_FIRST_ROWS, len(record)) - 1
+    worst, row = largest(ratio), min(LR_FIRST_ROWS, len(record)) - 1
     at = int(np.nanargmax(ratio))
     lr = float(view.lr[at])
     value = two_digits(lr * 3e-3 / worst)
@@ -105,7 +106,7 @@ def _after_a_jump(record: Record) -> Finding | None:
     top = np.maximum.accumulate(view.lr) if len(record) else view.lr
     jumped = np.flatnonzero(view.lr[1:] > LR_JUMP * top[:-1]) + 1
     for at in jumped[jumped >= 15]:
-        worst = float(np.nanmax(record.loss[at - 10 : at]))
+        worst = largest(record.loss[at - 10 : at])
         above = np.zeros(len(record), dtype=bool)
         above[at:] = ~(trailing_min(record.loss, 4)[at:] <= worst)  # a loss that is not finite is above
         above[: at + 4] = False
@@ -186,13 +187,13 @@ def _thrown_far(record: Record) -> bool:
     with np.errstate(divide="ignore", invalid="ignore"):
         distance = np.sqrt(record["distance"][first] / record["param_sq"][:1])
     far = median_over(distance, weights_of(record))
-    return bool(np.isfinite(far).any() and np.nanmax(far) > LR_THROWN)
+    return bool(np.isfinite(far).any() and largest(far) > LR_THROWN)
 
 
 def _thrown(record: Record, loss: LossView) -> Mask:
     """The first steps threw the weights far from where they began and the loss up; judged from step 40 on."""
     spike = record.loss[record["step"] <= LR_THROWN_STEPS]
-    spiked = np.isfinite(spike).any() and loss.start > 0 and np.nanmax(spike) > LR_THROWN_SPIKE * loss.start
+    spiked = np.isfinite(spike).any() and loss.start > 0 and largest(spike) > LR_THROWN_SPIKE * loss.start
     return np.asarray((record["step"] >= 40) & bool(spiked and _thrown_far(record)))
 
 
@@ -223,9 +224,9 @@ def _lr_finding(
     reasons = [word for word, yes in zip(words, on, strict=True) if yes]
     if kind == "thrown":
         reasons.insert(0, f"the first {LR_THROWN_STEPS} steps moved the weights by more than {LR_THROWN:g}× their norm")
-        ratio = max(ratio, float(np.nanmax(signs.update_ratio[: row + 1])))
+        ratio = max(ratio, largest(signs.update_ratio[: row + 1]))
         start = 0
-    lr = float(np.nanmax(record["lr"][max(start, 0)]))
+    lr = largest(record["lr"][max(start, 0)])
     back = "the start" if start < 10 else f"a checkpoint before step {int(record.steps[start])}"
     factor = float(np.clip(2e-3 / max(ratio, 1e-12), 0.003, 0.3)) if np.isfinite(ratio) else 0.1
     now = record.loss[row] if kind == "exploded" else loss.smooth[row]

@@ -6,7 +6,7 @@ import numpy as np
 
 from thermoclaw.diagnosis.finding import Finding
 from thermoclaw.diagnosis.remedies import Remedy
-from thermoclaw.diagnosis.signals import held, median_over, trailing_mean, weights_of
+from thermoclaw.diagnosis.signals import held, largest, median_over, trailing_mean, weights_of
 from thermoclaw.diagnosis.view import view_of
 from thermoclaw.record import Record
 
@@ -17,7 +17,7 @@ MOMENTUM_LASTING, MOMENTUM_EXTREME, MOMENTUM_GROWTH = 30, 0.99, 0.01
 
 def momentum_too_high(record: Record) -> Finding | None:
     """The update follows gradients of long ago although today's gradients agree with each other."""
-    beta = float(np.nanmax(record["momentum"])) if len(record) else 0.0
+    beta = largest(record["momentum"]) if len(record) else 0.0
     if not beta >= MOMENTUM_LEAST or len(record) < 30:
         return None
     big = weights_of(record)

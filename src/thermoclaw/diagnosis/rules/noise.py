@@ -6,7 +6,7 @@ import numpy as np
 
 from thermoclaw.diagnosis.finding import Finding
 from thermoclaw.diagnosis.selection import tell
-from thermoclaw.diagnosis.signals import Mask, held, lagged, median_over, trailing_mean
+from thermoclaw.diagnosis.signals import Mask, average, held, lagged, median_over, trailing_mean
 from thermoclaw.diagnosis.view import View, view_of
 from thermoclaw.quantities import Array
 from thermoclaw.record import Record
@@ -21,7 +21,7 @@ RESTLESS, CALM = 0.07, 0.06
 def _flat(view: View) -> tuple[Mask, Array] | None:
     """Where a run that has barely begun to learn makes no progress though it moves; and the loss's relative noise."""
     record, loss = view.record, view.loss
-    first = float(np.nanmean(record.loss[:10])) if loss is not None else 0.0
+    first = average(record.loss[:10]) if loss is not None else 0.0
     if loss is None or first <= 0:
         return None
     late = trailing_mean(record.loss, WINDOW)

@@ -6,7 +6,7 @@ import numpy as np
 
 from thermoclaw.diagnosis.finding import Finding, describe_layers
 from thermoclaw.diagnosis.selection import chosen, tell
-from thermoclaw.diagnosis.signals import held
+from thermoclaw.diagnosis.signals import average, held
 from thermoclaw.diagnosis.view import View, view_of
 from thermoclaw.record import Record
 
@@ -75,7 +75,7 @@ def _pushed(record: Record) -> Finding | None:
     if span is None:
         return None
     start, row = int(probed[span[0]]), int(probed[span[1]])
-    if np.sqrt(np.nanmean(view_of(record).coherence[max(row - 10, 0) : row + 1] ** 2)) < DRIFT_NOISE:
+    if np.sqrt(average(view_of(record).coherence[max(row - 10, 0) : row + 1] ** 2)) < DRIFT_NOISE:
         return None  # noise in every direction, of which some is common
     return tell(
         record,

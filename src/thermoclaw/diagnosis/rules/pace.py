@@ -7,7 +7,7 @@ import numpy as np
 from thermoclaw.diagnosis.finding import Finding
 from thermoclaw.diagnosis.remedies import Remedy
 from thermoclaw.diagnosis.selection import tell, two_digits
-from thermoclaw.diagnosis.signals import Mask, held, trailing_mean
+from thermoclaw.diagnosis.signals import Mask, average, held, trailing_mean
 from thermoclaw.diagnosis.view import View, view_of
 from thermoclaw.quantities import Array
 from thermoclaw.record import Record
@@ -30,7 +30,7 @@ def _crawling(view: View, *, update: float = LOW_UPDATE, gain: float = LOW_GAIN)
     pace = needed / np.maximum(record["step"], 1.0)
     rising = view.lr > 1.02 * np.concatenate([view.lr[:1].repeat(20), view.lr])[: len(view.lr)]
     short = trailing_mean(view.update_ratio, 20) < update
-    first = float(np.nanmean(record.loss[:10]))
+    first = average(record.loss[:10])
     little = first - trailing_mean(record.loss, 20) < gain * abs(first)
     where = (view.reach < LOW_REACH) & short & little & (pace > LOW_PACE) & ~rising & (view.lr > 0)
     where &= np.arange(len(record)) >= LOW_ROWS

@@ -7,7 +7,7 @@ import numpy as np
 from thermoclaw.diagnosis.finding import Finding, describe_layers
 from thermoclaw.diagnosis.remedies import Remedy
 from thermoclaw.diagnosis.selection import chosen, tell, two_digits
-from thermoclaw.diagnosis.signals import Mask, held, trailing_mean, trailing_min
+from thermoclaw.diagnosis.signals import Mask, held, middle, trailing_mean, trailing_min
 from thermoclaw.diagnosis.view import View, view_of
 from thermoclaw.quantities import Array
 from thermoclaw.record import Record
@@ -36,7 +36,7 @@ def lost_updates(record: Record) -> Finding | None:
     mask = lost[row]
     names = describe_layers(chosen(record, mask), len(record.layers))
     with np.errstate(divide="ignore", invalid="ignore"):
-        worst = float(np.nanmedian((half * weight / (TYPICAL_STEP * record["lr"]))[row][mask]))
+        worst = middle((half * weight / (TYPICAL_STEP * record["lr"]))[row][mask])
     return tell(
         record,
         "lost_updates",
@@ -94,7 +94,7 @@ def underflow(record: Record) -> Finding | None:
     if span is None or (gone is not None and gone.raised_step <= record.steps[probed[span[1]]]):
         return gone
     start, row = int(probed[max(span[0] - ZEROS_LAST + 1, 0)]), int(probed[span[1]])
-    now, then = (float(np.nanmedian(zeros[r])) for r in (row, int(probed[0])))
+    now, then = (middle(zeros[r]) for r in (row, int(probed[0])))
     return tell(
         record,
         "underflow",
@@ -169,7 +169,7 @@ def epsilon_dominates(record: Record) -> Finding | None:
         mask=mask,
         title="epsilon hides the gradient",
         seen=f"Gradients of {describe_layers(chosen(record, mask), len(record.layers))} have a root mean square of "
-        f"{typical:.1e} a weight, below ε = {eps:.1e}; steps are {np.nanmedian(view.unit_update[row][mask]):.1e} of "
+        f"{typical:.1e} a weight, below ε = {eps:.1e}; steps are {middle(view.unit_update[row][mask]):.1e} of "
         "the learning rate, where Adam's usually are 0.1 to 1.",
         meaning="The division by the second moment, which makes the steps the same size in every layer, is switched "
         "off: this is plain momentum at the rate lr/ε, too slow in most layers.",

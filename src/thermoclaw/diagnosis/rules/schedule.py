@@ -7,7 +7,7 @@ import numpy as np
 from thermoclaw.diagnosis.finding import Finding, describe_layers
 from thermoclaw.diagnosis.remedies import Remedy
 from thermoclaw.diagnosis.selection import chosen, groups_of, tell, two_digits
-from thermoclaw.diagnosis.signals import Mask, held, trailing_mean
+from thermoclaw.diagnosis.signals import Mask, held, largest, median_over, trailing_mean
 from thermoclaw.diagnosis.view import View, view_of
 from thermoclaw.record import Record
 
@@ -60,9 +60,7 @@ def layer_lr_mismatch(record: Record) -> Finding | None:
     hot = _layers_of_groups(view, np.flatnonzero(rates > known[gap]))
     cold = _layers_of_groups(view, np.flatnonzero(rates <= known[gap]))
     moved = trailing_mean(record["update_ratio"], 5)
-    with np.errstate(all="ignore"):
-        fast = np.nanmedian(np.where(hot & view.big, moved, np.nan), axis=1)
-        slow = np.nanmedian(np.where(cold & ~hot & view.big, moved, np.nan), axis=1)
+    fast, slow = median_over(moved, hot & view.big), median_over(moved, cold & ~hot & view.big)
     burning = (fast > HOT_UPDATE) & ((fast > HOT_AGAINST_OTHERS * slow) | (apart > APART_FAR))
     burning[:2] = False
     for mask, span, confidence in (
@@ -106,7 +104,7 @@ def _mismatch(
     names = describe_layers(chosen(record, mask), len(record.layers))
     groups = groups_of(record, mask)
     rates = _rates(view)
-    mine = max(rates[g] for g in groups) if groups else float(np.nanmax(rates))
+    mine = max(rates[g] for g in groups) if groups else largest(rates)
     others = [rate for g, rate in enumerate(rates) if g not in groups] or rates
     value = two_digits(float(np.median(others)))
     moving = f"a step rewrites {fast:.1%} of them, {slow:.2%} of the others" if np.isfinite(fast + slow) else ""

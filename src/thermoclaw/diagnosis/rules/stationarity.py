@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from thermoclaw.diagnosis.finding import Finding
-from thermoclaw.diagnosis.signals import LossView
+from thermoclaw.diagnosis.signals import LossView, largest
 from thermoclaw.record import Record
 
 PLATEAU_STEPS, PLATEAU_TREND = 1000, 0.05
@@ -33,7 +33,7 @@ def plateau(record: Record) -> Finding | None:
     if not abs(slope) * 10 < PLATEAU_TREND * max(abs(gained), abs(view.start) * 0.01):
         return None
     lr = record["lr"][recent]
-    if np.nanmax(lr[-1]) < 0.5 * np.nanmax(lr[0]):  # a schedule on its way down is doing what it was told
+    if largest(lr[-1]) < 0.5 * largest(lr[0]):  # a schedule on its way down is doing what it was told
         return None
     return Finding(
         code="plateau",
