@@ -51,7 +51,7 @@ def _what_is_right() -> list[tuple[str, str]]:
     )
     in_time = (
         f"is within {percent(score.SHARE)} of the run or {score.STEPS} steps of the first faulty one, whichever is "
-        "longer."
+        "sooner."
     )
     live = (
         f"means that alarms are replayed as they would have come: the rules look every {judge.CHECK_EVERY_EARLY} steps "

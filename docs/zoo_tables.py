@@ -107,6 +107,20 @@ def headline() -> str:
     return "\n".join([*table(tuple(heads), rows), "", *missing()])
 
 
+def first_look() -> str:
+    """What the held-out programs gave when they were judged for the first time, where rules changed after that."""
+    path = RESULT.with_name("zoo_first_look.json")
+    if not RESULT.exists() or not path.exists():
+        return ""
+    totals = json.loads(path.read_text())["held_out"]["totals"]
+    return (
+        "The held-out programs were judged twice. The first time, "
+        f"{share(totals['detected'])} of the failing runs were detected, {share(totals['named_first'])} had the right "
+        f"cause first, and {share(totals['accused'])} of the healthy ones were accused. Rules changed after that, "
+        "decided on development programs alone; but whoever changed them had seen these totals, and by failure."
+    )
+
+
 def met(figure: Row, bar: float | None, is_floor: bool) -> str:
     """Whether a figure reaches its bar; empty where there is none."""
     return "" if bar is None or figure["share"] is None else yes((figure["share"] >= bar) == is_floor)
@@ -284,6 +298,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "zoo-vetting": vetting,
     "zoo-headline": headline,
     "zoo-early": early,
+    "zoo-first-look": first_look,
     "zoo-by-failure": by_failure,
     "zoo-recipes": recipes,
     "zoo-calibration": calibration,

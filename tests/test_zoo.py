@@ -273,7 +273,7 @@ def test_detection_needs_an_urgent_finding_after_the_fault() -> None:
     told = outcome("mlp.plain.rate_jumps.0", fault="rate_jumps")
     row = score.score_case(told, said(("lr_too_high", "HIGH", 120)))
     assert (row["detected"], row["named"], row["delay"]) == (True, True, 28)
-    assert row["delay_share"] == pytest.approx(28 / 30)
+    assert row["delay_share"] == pytest.approx(28 / 25)  # the sooner of a tenth of 300 steps and 25
     assert not score.score_case(told, said(("lr_too_high", "LOW", 120)))["detected"]
     early = score.score_case(told, said(("plateau", "MEDIUM", 50), ("lr_too_high", "HIGH", 120)))
     assert (early["early"], early["named"]) == (["plateau"], True)

@@ -14,7 +14,7 @@ from statistics import median
 from typing import Any
 
 URGENT = ("HIGH", "MEDIUM")
-SHARE, STEPS = 0.10, 25  # in time: within a tenth of the run, or 25 steps, whichever is longer
+SHARE, STEPS = 0.10, 25  # in time: within a tenth of the run, or 25 steps, whichever is sooner
 Row = dict[str, Any]
 
 
@@ -44,7 +44,7 @@ def score_case(outcome: Mapping[str, Any], verdict: Mapping[str, Any]) -> Row:
         "named": bool(said) and said[0] in codes,
         "named_in_two": any(code in codes for code in said[:2]),
         "delay": None if when is None else max(min(when, end) - first, 0),
-        "delay_share": None if when is None else max(min(when, end) - first, 0) / max(SHARE * end, STEPS),
+        "delay_share": None if when is None else max(min(when, end) - first, 0) / min(SHARE * end, STEPS),
         "delay_of_cause": None if right is None else max(min(right, end) - first, 0),
         "before_broken": None if broke is None or _breaks_at_once(outcome) else when is not None and when < broke,
         "findings": verdict["findings"],
@@ -73,7 +73,7 @@ def score_rival(outcome: Mapping[str, Any], sayings: Sequence[Mapping[str, Any]]
         "named": bool(right) and right[0],
         "named_in_two": any(right[:2]),
         "delay": None if when is None else max(when - first, 0),
-        "delay_share": None if when is None else max(when - first, 0) / max(SHARE * end, STEPS),
+        "delay_share": None if when is None else max(when - first, 0) / min(SHARE * end, STEPS),
         "before_broken": None if broke is None or _breaks_at_once(outcome) else when is not None and when < broke,
     }
 
