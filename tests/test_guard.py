@@ -86,7 +86,7 @@ class Run:
 @pytest.mark.usefixtures("rules")
 def test_a_run_that_decays_to_death_is_saved_and_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     left, right = Run(decay=1.0, lr=0.01), Run(decay=1.0, lr=0.01)
-    guard = Guard(right.observer, scheduler=right.schedule)
+    guard = Guard(right.observer, scheduler=right.schedule, rollback=False)
     with caplog.at_level(logging.WARNING, "thermoclaw"):
         left.steps(200)
         caplog.clear()

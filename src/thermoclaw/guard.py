@@ -64,7 +64,8 @@ class Guard:
         dry_run: say what would be done, and change nothing.
         rollback: keep two copies of weights and optimizer state, `cooldown` steps apart, and when acting put back the
             one from before the finding began: a smaller rate does not repair what a larger one has thrown away. The
-            data go on where they are. It takes twice the memory of both; only the knob "beta2" does without.
+            data go on where they are. It takes twice the memory of both; only the knob "beta2" does without. By
+            default wherever the optimizer has step hooks; False saves the memory, and helps fewer runs.
         trial: take an act back where the losses `cooldown` steps later are worse than before it by more than noise.
         distributed: act although several processes train together. Findings come from the measured rows, which are the
             same in every process, and from the losses given to `observer.step`: give every process the same loss (an
@@ -94,7 +95,7 @@ class Guard:
         limit: int = 3,
         split: bool = False,
         dry_run: bool = False,
-        rollback: bool = False,
+        rollback: bool | None = None,
         trial: bool = False,
         distributed: bool = False,
     ) -> None:
@@ -110,6 +111,7 @@ class Guard:
         if _num_processes() > 1 and not distributed:
             raise RuntimeError(_ALONE)
         inner = unwrap(observer.optimizer)
+        rollback = can_hook(inner) if rollback is None else rollback
         if (trial or rollback) and not can_hook(inner):
             raise ValueError("trial and rollback need an optimizer with step hooks, which this one has not")
         self.observer, self.scheduler = observer, scheduler
