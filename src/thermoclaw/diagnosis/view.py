@@ -86,6 +86,16 @@ class View:
         )
 
     @cached_property
+    def chance(self) -> float:
+        """ln C where the loss is a cross-entropy over the C outputs of the last layer; infinite where nobody knows."""
+        drift = self.optional("output_drift")
+        layer = int(np.argmax(np.isfinite(drift).any(axis=0))) if np.isfinite(drift).any() else -1
+        shapes = self.record.meta.get("layer_shapes") or {}
+        shape = shapes.get(self.record.layers[layer].name) if layer >= 0 else None
+        told = drift[np.isfinite(drift[:, layer]), layer][:3] if shape else np.zeros(0)
+        return float(np.log(shape[0])) if shape and len(told) and told.max() < 1e-4 and shape[0] > 1 else float("inf")
+
+    @cached_property
     def began_with_weights(self) -> Mask:
         """Layers that did not start at zero (a new head, the second half of an adapter), [L]."""
         gain = self.optional("start_gain")

@@ -149,9 +149,8 @@ RULES: tuple[Rule, ...] = (
         "output_logit_divergence",
         outputs.output_logit_divergence,
         "Output logits run away together",
-        "output_drift of a gradient that had none; row_likeness and norm of the last layer",
-        f"drift > {outputs.DRIFT} after < {outputs.DRIFT_NONE:g}; likeness × {outputs.ALIKE_MORE:g} and norm × "
-        f"{outputs.ALIKE_NORM:g} within {outputs.ALIKE_WITHIN} steps",
+        "output_drift of a gradient that had none",
+        f"> {outputs.DRIFT:g} at {outputs.DRIFT_PROBES} probes, after < {outputs.DRIFT_NONE:g}",
         "Wortsman et al. 2023 (arXiv 2309.14322)",
     ),
     Rule(

@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from thermoclaw.diagnosis.finding import Finding
+from thermoclaw.diagnosis.rules.pace import is_clipped
 from thermoclaw.diagnosis.selection import tell
-from thermoclaw.diagnosis.signals import held, median_over, middle, trailing_mean
-from thermoclaw.diagnosis.view import view_of
+from thermoclaw.diagnosis.signals import Mask, held, lagged, median_over, middle, trailing_mean
+from thermoclaw.diagnosis.view import View, view_of
 from thermoclaw.quantities import Array
 from thermoclaw.record import Record
 
@@ -20,8 +21,9 @@ SUM_ROWS, SUM_NOISE, SUM_COHERENCE, SUM_BATCHES, SUM_MOVES, SUM_KEEPS, SUM_LASTS
     1e-3,
     0.8,
     20,
-    120,
+    80,
 )
+SUM_PAYS, SUM_GROWS = 0.4, 1.5
 
 
 def gradient_accumulation_bug(record: Record) -> Finding | None:
@@ -70,7 +72,21 @@ def _steady_sum(record: Record, growth: Array) -> tuple[int, int] | None:
             > SUM_BATCHES
         )
     moving = trailing_mean(view.update_ratio, SUM_ROWS) > SUM_MOVES
-    hit = (noise < SUM_NOISE) & (turning > SUM_COHERENCE) & batches_differ & moving & (growth > SUM_KEEPS)
+    hit = (noise < SUM_NOISE) & (turning > SUM_COHERENCE) & batches_differ & moving
+    hit &= (growth > SUM_GROWS) | ((growth > SUM_KEEPS) & is_clipped(view))
+    hit &= ~_pays(view)
     hit[:SUM_ROWS] = False
     hit &= record["step"] < SUM_UNTIL  # a sum that was never cleared shows early
     return held(hit, SUM_LASTS)
+
+
+def _pays(view: View) -> Mask:
+    """Whether the loss fell by about as much as steps and gradients promised; a sum of them promises many times it.
+
+    A step takes −½⟨g_t + g_{t+1}, Δ_t⟩ off the loss, to second order.
+    """
+    assert view.loss is not None
+    promised = 0.5 * (np.concatenate([[0.0], np.nan_to_num(view.work[:-1])]) - np.nan_to_num(view.overshoot))
+    over_rows = trailing_mean(promised, SUM_ROWS) * SUM_ROWS
+    short = trailing_mean(view.record.loss, 4)
+    return np.asarray(lagged(short, SUM_ROWS) - short > SUM_PAYS * over_rows)

@@ -72,6 +72,7 @@ def incoherent_update(record: Record) -> Finding | None:
     lost &= view.update < 2.0 * lagged(trailing_median(view.update, 20), LOST_ROWS)
     if view.loss is not None:
         lost &= ~(view.loss.smooth < LOST_LEVEL * view.loss.start)
+        lost &= view.loss.smooth > lagged(view.loss.smooth, LOST_ROWS + 5) - view.loss.noise / 2.0  # nothing is gained
     span = held(lost, 2)
     if span is None:
         return None

@@ -10,14 +10,14 @@ from thermoclaw.diagnosis.signals import held, largest, trailing_mean
 from thermoclaw.diagnosis.view import view_of
 from thermoclaw.record import Record
 
-GROWTH, RADIAL, GROWTH_ROWS, GROWTH_MOMENTUM = 2e-3, 0.9, 12, 0.98
+GROWTH, RADIAL, GROWTH_ROWS, GROWTH_MOMENTUM, GROWTH_ASKED = 2e-3, 0.9, 12, 0.98, 0.15
 GROWTH_UNEVEN = 0.12  # spread of the growth from step to step over its mean
 
 
 def weight_blow_up(record: Record) -> Finding | None:
     """Norms grow by the same factor at every step, along the weights themselves and not along the gradient."""
     view = view_of(record)
-    if len(record) < GROWTH_ROWS + 8:
+    if len(record) < GROWTH_ROWS + 8 or record.optimizer == "Rprop":  # whose own steps grow like that
         return None
     rate, share = view.radial
     mean = trailing_mean(rate, GROWTH_ROWS)
@@ -27,6 +27,7 @@ def weight_blow_up(record: Record) -> Finding | None:
         hit = (mean > GROWTH) & (trailing_mean(share, GROWTH_ROWS) > RADIAL) & even
     hit[: GROWTH_ROWS + 1] = False
     weight = np.where(view.big & view.trained, view.sizes, 0.0)
+    hit &= trailing_mean(np.nan_to_num(record["alignment"]), GROWTH_ROWS) < GROWTH_ASKED  # no gradient asks for it
     hit &= ~(record["momentum"] > GROWTH_MOMENTUM)  # there it is the sum of a thousand steps that grows
     span = held((hit * weight).sum(axis=1) > 0.4 * max(weight.sum(), 1.0), 3)
     if span is None:

@@ -27,7 +27,7 @@ def bad_init(record: Record) -> Finding | None:
     if known.sum() < 1:
         return None
     for what, mask in _wrong_starts(record, gain, known):
-        if mask.sum() > 0.5 * known.sum():
+        if mask.sum() > 0.5 * known.sum() and (known.sum() > 1 or what in ("zero", "alike")):
             return _bad_init(record, what, mask, gain)
     return None
 
@@ -95,7 +95,7 @@ def _bad_init(record: Record, what: str, mask: Mask, gain: Array) -> Finding:
     )
 
 
-INPUT_LARGE, INPUT_ROWS, INPUT_SPREAD = 30.0, 64, 1.0
+INPUT_LARGE, INPUT_ROWS, INPUT_PROBES, INPUT_SPREAD = 80.0, 64, 6, 1.0
 INPUT_ROUNDING = 2e4  # beyond, a batch norm has cancelled the bias's gradient, and what is left is rounding
 
 
@@ -109,10 +109,10 @@ def unnormalised_input(record: Record) -> Finding | None:
         return None
     first = int(np.argmax(np.isfinite(scales).any(axis=0)))
     told = scales[:, first]
-    told = told[np.isfinite(told) & (told > 0)]
+    told = told[np.isfinite(told) & (told > 0)][:INPUT_PROBES]
     if not len(told):
         return None
-    scale, spread = float(np.median(told)), float(np.std(np.log(told)))
+    scale, spread = float(told.min()), float(np.std(np.log(told)))  # errors that cancel make it larger
     if not INPUT_LARGE < scale < INPUT_ROUNDING or spread > INPUT_SPREAD:
         return None
     mask = np.arange(len(record.layers)) == first

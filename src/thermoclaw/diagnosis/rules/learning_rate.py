@@ -17,6 +17,7 @@ from thermoclaw.diagnosis.signals import (
     largest,
     lower_quartile,
     median_over,
+    middle,
     trailing_mean,
     trailing_min,
     weights_of,
@@ -33,7 +34,7 @@ LR_THROWN, LR_THROWN_STEPS, LR_THROWN_SPIKE = 2.0, 20, 1.2
 LR_STALLED_GAIN, LR_STALLED_STEP = 0.1, 100
 LR_EXPLODED = 5.0
 LR_JUMP, LR_JUMP_ROWS = 3.0, 60
-LR_FIRST, LR_FIRST_ROWS = 0.2, 8
+LR_FIRST, LR_FIRST_ROWS, LR_FIRST_FELL, LR_FIRST_ROSE, LR_DEEP = 0.2, 8, 0.8, 1.1, 3
 
 
 def lr_too_high(record: Record) -> Finding | None:
@@ -76,7 +77,9 @@ def _rewritten(record: Record) -> Finding | None:
         ratio = lower_quartile(record["update_norm"][:LR_FIRST_ROWS] / norm, view.big & view.began_with_weights)
     decayed = np.nan_to_num(median_over(decay_pull(record)[:LR_FIRST_ROWS], view.big))
     ratio = np.where(decayed < 0.3, ratio, -np.inf)  # decay shrinks the weights by itself, whatever the gradient
-    if np.count_nonzero(ratio > LR_FIRST) < 2:  # a single one may be somebody else's write
+    least = LR_FIRST_FELL if view.big.sum() >= LR_DEEP else LR_FIRST_ROSE  # shallow models do rewrite theirs
+    fell = middle(record.loss[3:LR_FIRST_ROWS]) < least * record.loss[0]
+    if fell or np.count_nonzero(ratio > LR_FIRST) < 2:  # a single one may be somebody else's write
         return None
     worst, row = largest(ratio), min(LR_FIRST_ROWS, len(record)) - 1
     at = int(np.nanargmax(ratio))
@@ -182,7 +185,7 @@ def _burst(record: Record, loss: LossView) -> Mask:
 def _thrown_far(record: Record) -> bool:
     """Whether the first steps of a fresh run moved the weights by a multiple of their own norm."""
     first = record["step"] <= LR_THROWN_STEPS
-    if int(record.steps[0]) != 1:
+    if int(record.steps[0]) != 1 or weights_of(record).sum() < LR_DEEP:
         return False
     with np.errstate(divide="ignore", invalid="ignore"):
         distance = np.sqrt(record["distance"][first] / record["param_sq"][:1])

@@ -43,7 +43,9 @@ def frozen_layers(record: Record) -> Finding | None:
     if len(record) < 10:
         return None
     pushed = (record["grad_sq"] > 0) & (record["lr"] > 0)
-    still = pushed & (record["update_sq"] == 0) & _could_move(record)
+    still = (
+        pushed & (record["update_sq"] == 0) & _could_move(record) & (record.optimizer != "LBFGS")
+    )  # it stops by itself
     stuck = np.zeros(len(record.layers), dtype=bool)
     rows = []
     for i in np.flatnonzero(still.any(axis=0)):

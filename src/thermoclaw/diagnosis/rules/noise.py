@@ -11,10 +11,10 @@ from thermoclaw.diagnosis.view import View, view_of
 from thermoclaw.quantities import Array
 from thermoclaw.record import Record
 
-WINDOW, SETTLED = 40, 80
+WINDOW, SETTLED = 40, 110
 ISOTROPIC, ISOTROPIC_BEFORE, ISOTROPIC_ROWS = 0.03, 0.06, 15
 FLAT_LEVEL, FLAT_COHERENCE, FLAT_SHARE = 0.8, 0.1, 0.85
-FLAT_MOVES = 1.2e-3
+FLAT_MOVES, CHANCE = 1.2e-3, 0.95
 RESTLESS, CALM = 0.07, 0.06
 
 
@@ -31,7 +31,7 @@ def _flat(view: View) -> tuple[Mask, Array] | None:
     moving = (trailing_mean(view.update_ratio, 20) > FLAT_MOVES) & (view.lr > 0.3 * np.maximum.accumulate(view.lr))
     blind = np.abs(trailing_mean(view.coherence, WINDOW)) < FLAT_COHERENCE
     blind &= trailing_mean(median_over(record["noise_share"], view.big), WINDOW) > FLAT_SHARE
-    where = flat & moving & blind & (np.arange(len(record)) >= SETTLED)
+    where = flat & moving & blind & (np.arange(len(record)) >= SETTLED) & (late > CHANCE * view.chance)
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.asarray(where), loss.noise / np.abs(late)
 

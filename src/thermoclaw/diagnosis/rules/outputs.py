@@ -7,13 +7,12 @@ import numpy as np
 from thermoclaw.diagnosis.finding import Finding, describe_layers
 from thermoclaw.diagnosis.selection import chosen, tell
 from thermoclaw.diagnosis.signals import average, held
-from thermoclaw.diagnosis.view import View, view_of
+from thermoclaw.diagnosis.view import view_of
 from thermoclaw.record import Record
 
 ATTENTION_PROBES, ATTENTION_GROWTH, ATTENTION_GAIN = 3, 6.0, 15.0
 ATTENTION_HIGH = 60.0
 DRIFT_NONE, DRIFT, DRIFT_PROBES, DRIFT_NOISE = 1e-4, 5e-3, 3, 0.03
-ALIKE_MORE, ALIKE_HIGH, ALIKE_NORM, ALIKE_WITHIN, ALIKE_FROM = 2.0, 3.0, 1.1, 100, 80
 
 
 def attention_logit_growth(record: Record) -> Finding | None:
@@ -53,16 +52,6 @@ def attention_logit_growth(record: Record) -> Finding | None:
 
 
 def output_logit_divergence(record: Record) -> Finding | None:
-    """Something begins to push all output logits together, or they already run away together."""
-    return _pushed(record) or _alike(record)
-
-
-def _last_map(view: View) -> int:
-    """The last layer with a weight matrix."""
-    return int(np.flatnonzero(view.big)[-1]) if view.big.any() else 0
-
-
-def _pushed(record: Record) -> Finding | None:
     """A gradient that gave each logit what it took from others, as cross-entropy does, no longer does."""
     drift = view_of(record).optional("output_drift")
     probed = np.flatnonzero(np.isfinite(drift).any(axis=1))
@@ -93,42 +82,3 @@ def _pushed(record: Record) -> Finding | None:
         source="Chowdhery et al. 2022 (arXiv 2204.02311), z-loss; Wortsman et al. 2023 (arXiv 2309.14322)",
         evidence={"output_drift": float(values[span[1]])},
     )
-
-
-def _alike(record: Record) -> Finding | None:
-    """Rows of the last layer become alike while it grows."""
-    view = view_of(record)
-    last = _last_map(view)
-    likeness = view.optional("row_likeness")[:, last]
-    drift = view.optional("output_drift")[:, last]
-    if not np.median(drift[np.isfinite(drift)][:DRIFT_PROBES] if np.isfinite(drift).any() else [1.0]) < DRIFT_NONE:
-        return None  # no cross-entropy: outputs may well move together
-    probed = np.flatnonzero(np.isfinite(likeness))
-    if len(probed) < 4 or record.layers[last].ltype == "embedding":
-        return None
-    steps, values, norm = record["step"][probed], likeness[probed], record["param_norm"][probed, last]
-    for k in range(2, len(probed)):
-        recent = np.flatnonzero((steps[:k] >= steps[k] - ALIKE_WITHIN) & (steps[:k] >= ALIKE_FROM))
-        if not len(recent) or not values[k] > values[k - 1]:
-            continue
-        b = int(recent[np.argmin(values[recent])])
-        more, growth = values[k] / values[b], norm[k] / norm[b]
-        if more > ALIKE_MORE and growth > ALIKE_NORM:
-            return tell(
-                record,
-                "output_logit_divergence",
-                "HIGH" if more > ALIKE_HIGH else "MEDIUM",
-                (int(probed[b]), int(probed[k])),
-                mask=np.arange(len(record.layers)) == last,
-                title="output logits run away together",
-                seen=f"Between step {int(steps[b])} and step {int(steps[k])} the share of "
-                f"{record.layers[last].name} that moves all outputs alike rose from {values[b]:.1%} to "
-                f"{values[k]:.1%}, while its norm grew {growth:.2f}×.",
-                meaning="A common shift of all logits changes no probability: nothing of the loss asks for it, and in "
-                "half precision it costs the differences that matter.",
-                advice="Add a z-loss of about 1e-4 · log² Z, lower the last layer's learning rate, or give it weight "
-                "decay; compute logits and loss in float32.",
-                source="Chowdhery et al. 2022 (arXiv 2204.02311), z-loss; Wortsman et al. 2023 (arXiv 2309.14322)",
-                evidence={"row_likeness": float(values[k]), "growth": float(growth)},
-            )
-    return None

@@ -16,7 +16,8 @@ HALF_ULP = {"torch.bfloat16": 2.0**-9, "torch.float16": 2.0**-12}
 TYPICAL_WEIGHT = 0.67  # median |θ| over root mean square, for a normal distribution
 TYPICAL_STEP = 0.5  # of the learning rate, under Adam
 LOST_SHARE_HIGH, LOST_SHARE, LOST_LAYERS = 0.8, 0.5, 0.14
-ZEROS_MORE, ZEROS_MANY, ZEROS_LAST, GONE_ROWS = 0.25, 0.6, 3, 5
+ZEROS_MORE, ZEROS_MANY, ZEROS_LAST, ZEROS_FROM, GONE_ROWS = 0.25, 0.6, 3, 4, 5
+ZEROS_LEVEL = 1e-3
 EPSILON_STEP, EPSILON_LARGE, EPSILON_USUAL = 0.02, 1e-5, 1e-6
 
 
@@ -78,6 +79,8 @@ def underflow(record: Record) -> Finding | None:
     big = view.big & kinds & view.trained
     zeros, silent = view.optional("grad_zeros")[:, big], np.nan_to_num(view.optional("silent_rows")[:, big])
     known = np.isfinite(zeros).any(axis=1) & _sound(view)
+    if view.loss is not None:
+        known &= ~(np.abs(record.loss) < ZEROS_LEVEL * abs(view.loss.start))  # with the loss gone, so are gradients
     probed = np.flatnonzero(known) if big.any() else np.zeros(0, dtype=int)
     if len(probed) < 3:
         return gone
@@ -86,10 +89,11 @@ def underflow(record: Record) -> Finding | None:
     lasting = trailing_min(np.nan_to_num(zeros[probed]), ZEROS_LAST)  # silence is told that many probes later
     excess = np.maximum(lasting - (1.0 - (1.0 - quiet) * (1.0 - before)), 0.0)
     most = np.median(excess, axis=1)
+    most[:ZEROS_FROM] = most[ZEROS_FROM] if len(most) > ZEROS_FROM else 0.0  # silence is not known before
     base = np.minimum.accumulate(most)
-    ends = (
-        quiet[:, -1] > np.minimum.accumulate(quiet[:, -1]) + ZEROS_MORE
-    )  # errors of outputs are zero for no other cause
+    end = quiet[:, -1].copy()  # errors of outputs are zero for no other cause
+    end[:ZEROS_FROM] = end[min(ZEROS_FROM, len(end) - 1)]
+    ends = end > np.minimum.accumulate(end) + ZEROS_MORE
     span = held((most > base + ZEROS_MORE) | ends, 1)
     if span is None or (gone is not None and gone.raised_step <= record.steps[probed[span[1]]]):
         return gone
@@ -125,6 +129,7 @@ def _all_gone(view: View) -> Finding | None:
     record = view.record
     alive = (record["grad_sq"] > 0).any(axis=1)
     silent = (np.nan_to_num(record["grad_sq"], nan=1.0) == 0).all(axis=1) & np.maximum.accumulate(alive)
+    silent &= np.abs(np.nan_to_num(record.loss, nan=1.0)) > 0  # a margin that is reached has no gradient
     span = held(silent & _sound(view) & (view.lr > 0), GONE_ROWS)
     if span is None:
         return None

@@ -12,7 +12,7 @@ from thermoclaw.diagnosis.view import View, view_of
 from thermoclaw.record import Record
 
 ZERO_SHARE, ZERO_ROWS, ZERO_OF_RUN = 1e-6, 10, 0.05
-APART_HOT, APART_FAR, APART_COLD = 30.0, 100.0, 300.0
+APART_HOT, APART_FAR, APART_COLD = 30.0, 100.0, 1000.0
 HOT_UPDATE, HOT_AGAINST_OTHERS = 0.05, 20.0
 COLD_AGAINST_OTHERS = 0.1
 

@@ -14,8 +14,8 @@ def non_finite(record: Record) -> Finding | None:
     """NaN or Inf in the weights, the gradients or the loss."""
     if not len(record):
         return None
-    weights = ~np.isfinite(record["param_sq"])
-    grads = ~np.isfinite(record["grad_sq"])
+    here = np.isfinite(record["lr"])  # a layer that joined later has no numbers before
+    weights, grads = ~np.isfinite(record["param_sq"]) & here, ~np.isfinite(record["grad_sq"]) & here
     loss = np.isinf(record.loss) | (np.isnan(record.loss) & (np.fmax.accumulate(record.loss) > -np.inf))
     loss[np.isnan(record.loss) & ~_loss_is_given(record)] = False
     bad = weights.any(axis=1) | grads.any(axis=1) | loss
