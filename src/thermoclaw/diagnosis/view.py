@@ -75,8 +75,9 @@ class View:
 
     @cached_property
     def big(self) -> Mask:
-        """Layers with real weight matrices, [L]."""
-        return weights_of(self.record)
+        """Layers with real weight matrices that are trained, [L]; all with matrices where none is."""
+        real = weights_of(self.record)
+        return real & self.trained if (real & self.trained).any() else real
 
     @cached_property
     def trained(self) -> Mask:

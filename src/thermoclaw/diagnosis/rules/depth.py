@@ -13,7 +13,7 @@ from thermoclaw.record import Record
 
 VANISH_RATIO, VANISH_HIGH, VANISH_ROWS = 2e-3, 3e-4, 20
 EXPLODE_RATIO = 70.0
-STEEP, STEEP_CALM, STEEP_HIGH, STEEP_USUAL = 18.0, 1000.0, 30.0, 4.0
+STEEP, STEEP_CALM, STEEP_HIGH, STEEP_USUAL = 24.0, 1000.0, 30.0, 4.0
 
 
 def _depth_profile(record: Record) -> tuple[Mask, Array] | None:

@@ -14,7 +14,7 @@ from thermoclaw.record import Record
 WINDOW, SETTLED = 40, 110
 ISOTROPIC, ISOTROPIC_BEFORE, ISOTROPIC_ROWS = 0.03, 0.06, 15
 FLAT_LEVEL, FLAT_COHERENCE, FLAT_SHARE = 0.8, 0.1, 0.85
-FLAT_MOVES, CHANCE = 1.2e-3, 0.95
+FLAT_MOVES, CHANCE = 1.2e-3, 0.97
 RESTLESS, CALM = 0.07, 0.06
 
 
@@ -27,7 +27,7 @@ def _flat(view: View) -> tuple[Mask, Array] | None:
     late = trailing_mean(record.loss, WINDOW)
     early = lagged(late, WINDOW)
     error = loss.noise * np.sqrt(2.0 / WINDOW)
-    flat = (early - late < 2.5 * error + 0.01 * first) & (late > FLAT_LEVEL * first)
+    flat = (np.abs(early - late) < 2.5 * error + 0.01 * first) & (late > FLAT_LEVEL * first)
     moving = (trailing_mean(view.update_ratio, 20) > FLAT_MOVES) & (view.lr > 0.3 * np.maximum.accumulate(view.lr))
     blind = np.abs(trailing_mean(view.coherence, WINDOW)) < FLAT_COHERENCE
     blind &= trailing_mean(median_over(record["noise_share"], view.big), WINDOW) > FLAT_SHARE

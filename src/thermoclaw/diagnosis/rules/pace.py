@@ -14,6 +14,7 @@ from thermoclaw.record import Record
 
 LOW_REACH, LOW_ROWS, LOW_GAIN = -0.4, 40, 0.02
 LOW_UPDATE, LOW_PACE, LOW_PACE_HIGH = 2e-4, 3.0, 25.0
+LOW_TINY, LOW_REACH_TINY = 2e-5, -0.2  # such steps are too short whatever the noise
 LOW_TARGET = 3e-3  # update ratio that the advice aims at: between fine-tuning and small models from scratch
 CLIPPED_UPDATE, CLIPPED_GAIN = 6e-4, 0.15
 CLIP_SPREAD, CLIP_ROWS = 1e-3, 20
@@ -32,7 +33,15 @@ def _crawling(view: View, *, update: float = LOW_UPDATE, gain: float = LOW_GAIN)
     short = trailing_mean(view.update_ratio, 20) < update
     first = average(record.loss[:10])
     little = first - trailing_mean(record.loss, 20) < gain * abs(first)
-    where = (view.reach < LOW_REACH) & short & little & (pace > LOW_PACE) & ~rising & (view.lr > 0)
+    ratio = trailing_mean(view.update_ratio, 20)
+    where = (
+        (view.reach < np.where(ratio < LOW_TINY, LOW_REACH_TINY, LOW_REACH))
+        & short
+        & little
+        & (pace > LOW_PACE)
+        & ~rising
+        & (view.lr > 0)
+    )
     where &= np.arange(len(record)) >= LOW_ROWS
     return np.asarray(where & np.isfinite(pace)), pace
 

@@ -16,7 +16,7 @@ HALF_ULP = {"torch.bfloat16": 2.0**-9, "torch.float16": 2.0**-12}
 TYPICAL_WEIGHT = 0.67  # median |θ| over root mean square, for a normal distribution
 TYPICAL_STEP = 0.5  # of the learning rate, under Adam
 LOST_SHARE_HIGH, LOST_SHARE, LOST_LAYERS = 0.8, 0.5, 0.14
-ZEROS_MORE, ZEROS_MANY, ZEROS_LAST, ZEROS_FROM, GONE_ROWS = 0.25, 0.6, 3, 4, 5
+ZEROS_MORE, ZEROS_MANY, ZEROS_LAST, ZEROS_FROM, GONE_ROWS = 0.4, 0.6, 3, 4, 5
 ZEROS_LEVEL = 1e-3
 EPSILON_STEP, EPSILON_LARGE, EPSILON_USUAL = 0.02, 1e-5, 1e-6
 
@@ -158,6 +158,8 @@ def epsilon_dominates(record: Record) -> Finding | None:
     rms = np.sqrt(record["grad_sq_smooth"] / view.sizes)
     below = (rms < eps) & (trailing_mean(view.unit_update, 10) < EPSILON_STEP) & (record["lr"] > 0) & (rms > 0)
     sizes = np.where(view.trained, view.sizes, 0.0)
+    if eps <= EPSILON_USUAL:
+        below &= rms > 1e-3 * eps  # less is a gradient that has vanished, whatever it is divided by
     share = (below * sizes).sum(axis=1) / max(sizes.sum(), 1.0)
     span = held(share > (0.5 if eps > EPSILON_USUAL else 0.9), 8)  # with a usual ε, small gradients are the cause
     if span is None or (span[0] > 50 and eps < EPSILON_LARGE):

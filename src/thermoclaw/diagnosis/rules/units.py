@@ -11,14 +11,17 @@ from thermoclaw.diagnosis.view import view_of
 from thermoclaw.record import Record
 
 SILENT, SILENT_MORE, DEAD, ENDS = 0.7, 0.4, 0.72, 0.3
-SUDDEN, EARLY_PROBES, FEW_ZEROS, MOST = 4, 20, 0.6, 0.95
+SUDDEN, EARLY_PROBES, FEW_ZEROS, MOST, SOLVED = 4, 20, 0.6, 0.95, 1e-3
 
 
 def dead_units(record: Record) -> Finding | None:
     """Most rows of some layers get exactly zero gradient, batch after batch."""
     view = view_of(record)
     silent, dead = view.optional("silent_rows"), view.optional("dead_rows")
-    probed = np.flatnonzero(np.isfinite(silent).any(axis=1))
+    known = np.isfinite(silent).any(axis=1)
+    if view.loss is not None:
+        known &= ~(np.abs(record.loss) < SOLVED * abs(view.loss.start))  # with the loss gone, so are gradients
+    probed = np.flatnonzero(known)
     if len(probed) < 2:
         return None
     quiet, gone = np.nan_to_num(silent[probed]), np.nan_to_num(dead[probed])
@@ -36,7 +39,7 @@ def dead_units(record: Record) -> Finding | None:
         & (lagged(zeros, SUDDEN) < FEW_ZEROS)
         & alive
     )
-    never = (gone > DEAD) & alive & (np.arange(len(quiet)) < EARLY_PROBES)[:, None]
+    never = (gone > DEAD) & has[None, :] & (np.arange(len(quiet)) < EARLY_PROBES)[:, None]
     for hit, rows in ((fell, 2), (never, 1)):
         span = held(np.asarray(hit.any(axis=1)), rows)
         if span is not None:
