@@ -11,7 +11,6 @@ from thermoclaw.diagnosis.view import view_of
 from thermoclaw.record import Record
 
 GAP, GAP_HIGH, SHARE, PATIENCE = 0.22, 0.45, 0.4, 3
-GAP_NARROW, SHARE_NARROW = 0.12, 0.12  # a smaller gap, where next to nothing is left of the training loss
 RISE, STEADY, FALLING = 0.1, 1.4, 0.85
 
 
@@ -32,7 +31,7 @@ def overfitting(record: Record) -> Finding | None:
     best = np.minimum.accumulate(values)
     gap = (values - train) / max(start, 1e-300)
     rise = (values - best) / np.maximum(max(view.loss.start, float(values[0])) - best, 1e-300)
-    apart = ((gap > GAP) & (train < SHARE * values)) | ((gap > GAP_NARROW) & (train < SHARE_NARROW * values))
+    apart = (gap > GAP) & (train < SHARE * values)
     low, high = trailing_min(values, PATIENCE), trailing_max(values, PATIENCE)
     steady = (high < STEADY * low) & (values > FALLING * high)  # running means of batch norm lag, and then jump
     parted = (trailing_min(apart.astype(float), PATIENCE) > 0) & steady
