@@ -6,7 +6,7 @@ import numpy as np
 
 from thermoclaw.diagnosis.finding import Finding, describe_layers
 from thermoclaw.diagnosis.selection import chosen, names_of, tell, two_digits
-from thermoclaw.diagnosis.signals import Mask, held, median_over, middle, trailing_mean, weights_of
+from thermoclaw.diagnosis.signals import Mask, held, largest, median_over, middle, trailing_mean, weights_of
 from thermoclaw.diagnosis.view import view_of
 from thermoclaw.quantities import Array
 from thermoclaw.record import Record
@@ -107,7 +107,7 @@ def exploding_gradients(record: Record) -> Finding | None:
 def _blast(record: Record) -> Finding | None:
     """The untouched model's loss changes by a multiple of itself with a hundredth of its weights."""
     view = view_of(record)
-    first = float(record.loss[0]) if view.fresh and len(record) >= 3 else np.nan
+    first = largest(record.loss[:3]) if view.fresh and len(record) >= 3 else np.nan  # one alone may be small by chance
     if not first > 0:
         return None
     with np.errstate(over="ignore"):

@@ -14,7 +14,7 @@ from thermoclaw.record import Record
 
 LAG, LAG_HIGH, LAG_SETTLED, LAG_JUMP = 2.3, 3.5, 12, 3.0
 LOST_BEFORE, LOST_SHARE, LOST_SIGMA, LOST_BETA = 0.15, 0.4, 4.0, 0.95
-LOST_ROWS, LOST_BEFORE_ROWS, LOST_FROM, LOST_LEVEL = 10, 25, 50, 0.05
+LOST_ROWS, LOST_BEFORE_ROWS, LOST_FROM, LOST_LEVEL, LOST_STALLS = 10, 25, 50, 0.05, 0.85
 
 
 def second_moment_lag(record: Record) -> Finding | None:
@@ -72,7 +72,7 @@ def incoherent_update(record: Record) -> Finding | None:
     lost &= view.update < 2.0 * lagged(trailing_median(view.update, 20), LOST_ROWS)
     if view.loss is not None:
         lost &= ~(view.loss.smooth < LOST_LEVEL * view.loss.start)
-        lost &= view.loss.smooth > lagged(view.loss.smooth, LOST_ROWS + 5) - view.loss.noise / 2.0  # nothing is gained
+        lost &= view.loss.smooth > LOST_STALLS * lagged(view.loss.smooth, LOST_ROWS + 5)  # little is gained
     span = held(lost, 2)
     if span is None:
         return None

@@ -59,7 +59,6 @@ def lr_too_high(record: Record) -> Finding | None:
         ("lost", "HIGH", lost & (signs.count >= 2), 10),
         ("thrown", "MEDIUM", thrown & (loss.smooth > 0.15 * loss.start), 10),
         ("thrown", "MEDIUM", stalled, 10),
-        ("lost", "MEDIUM", lost & (signs.on[0] | signs.on[3]), 15),
     ):
         span = held(condition, rows)
         if span is not None:
