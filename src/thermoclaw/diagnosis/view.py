@@ -149,12 +149,6 @@ class View:
         return median_over(self.record["alignment"], self.big)
 
     @cached_property
-    def fresh_slope(self) -> Array:
-        """cos(g_t, Δ_{t−1}) of all layers together: below 0 the last step's direction still descends."""
-        last = np.concatenate([[np.nan], self.update[:-1]])
-        return _over(self.overshoot, self.grad * last)
-
-    @cached_property
     def own_slope(self) -> Array:
         """cos(−g_t, Δ_t) of all layers together."""
         return np.where(np.isfinite(self.alignment), _over(self.work, self.grad * self.update), np.nan)
@@ -195,11 +189,6 @@ class View:
         """Median over weight layers of the share of a step that lengthens the weights, [T]."""
         return np.nan_to_num(median_over(self.radial[1], self.big))
 
-    @cached_property
-    def distance_in_steps(self) -> Array:
-        """‖θ − θ₀‖ over the mean step so far, [T]: near the number of steps where they all point one way."""
-        return _over(np.sqrt(_total(self.record["distance"])), trailing_mean(self.update, len(self.update) or 1))
-
     def update_is_usual(self, row: int) -> bool:
         """Whether the step at a row is about as long as those of the fifty rows before it."""
         before = self.update[max(row - 50, 0) : row]
@@ -212,11 +201,3 @@ class View:
             return self.record[name]
         except KeyError:
             return np.full((len(self.record), len(self.record.layers)), np.nan)
-
-    @cached_property
-    def fresh_gradient(self) -> Array:
-        """‖g_t − g_{t−1}‖/‖g_t‖ of each layer, [T, L]: √2 for unrelated gradients of one length, 0 for equal ones."""
-        g = self.record["grad_norm"]
-        before = np.concatenate([np.full((1, g.shape[1]), np.nan), g[:-1]])
-        square = g**2 + before**2 - 2.0 * self.record["coherence"] * g * before
-        return _over(np.sqrt(np.maximum(square, 0.0)), g)

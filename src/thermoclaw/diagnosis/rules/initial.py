@@ -13,7 +13,6 @@ from thermoclaw.record import Record
 
 GAIN_LARGE, GAIN_SMALL = 2.5, 5e-3
 ALIKE, ALIKE_ROWS = 0.999, 4
-FIRST_ROWS = 10
 
 
 def bad_init(record: Record) -> Finding | None:
