@@ -33,6 +33,18 @@ def _one_thread_and_a_seed() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+@pytest.fixture(params=["kernel", "torch"])
+def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """With the compiled pass over memory and with torch operations alone."""
+    from thermoclaw.measure import native  # not before Triton was asked for its interpreter
+
+    if request.param == "torch":
+        monkeypatch.setattr(native, "library", lambda: None)
+    elif native.library() is None:
+        pytest.skip("no C compiler on this machine")
+    return str(request.param)
+
+
 def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
     np.random.seed(seed)  # noqa: NPY002  (the legacy state is one that a library could disturb)

@@ -17,21 +17,10 @@ from torch.utils._pytree import tree_leaves
 
 from tests.conftest import mlp
 from thermoclaw import CollapseDetector, EntropySplit, Observer
-from thermoclaw.measure import native
 from thermoclaw.measure.meter import Meter
 from thermoclaw.measure.sketched import SketchBackend
 
 KIBI, MEBI = 1 << 10, 1 << 20
-
-
-@pytest.fixture(params=["kernel", "torch"])
-def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """With the compiled pass over memory and with torch operations alone."""
-    if request.param == "torch":
-        monkeypatch.setattr(native, "library", lambda: None)
-    elif native.library() is None:
-        pytest.skip("no C compiler on this machine")
-    return request.param
 
 
 class _Allocations(TorchDispatchMode):

@@ -19,7 +19,6 @@ from tests.conftest import mlp
 from thermoclaw import Observer, Record, diagnose
 from thermoclaw import record as record_module
 from thermoclaw.layers import lay_out
-from thermoclaw.measure import native
 from thermoclaw.measure.anatomy import survey
 from thermoclaw.measure.cadence import BUSY_FROM, BUSY_UNTIL, Cadence, Clock
 from thermoclaw.measure.parts import main_matrices
@@ -29,16 +28,6 @@ from thermoclaw.quantities import LAYER_COLUMNS
 
 CPU = torch.device("cpu")
 F32, F64, BF16, F16 = torch.float32, torch.float64, torch.bfloat16, torch.float16
-
-
-@pytest.fixture(params=["kernel", "torch"])
-def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """With the compiled kernel and with torch operations alone."""
-    if request.param == "torch":
-        monkeypatch.setattr(native, "library", lambda: None)
-    elif native.library() is None:
-        pytest.skip("no C compiler on this machine")
-    return request.param
 
 
 def follow(

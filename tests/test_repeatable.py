@@ -11,18 +11,7 @@ from torch import Tensor, nn
 
 from tests.conftest import MODELS, OPTIMIZERS, assert_bitwise, seed_everything, train_step
 from thermoclaw import CollapseDetector, EntropySplit, Observer, Record, diagnose
-from thermoclaw.measure import native
 from thermoclaw.measure.meter import Meter
-
-
-@pytest.fixture(params=["kernel", "torch"])
-def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """With the compiled pass over memory and with torch operations alone."""
-    if request.param == "torch":
-        monkeypatch.setattr(native, "library", lambda: None)
-    elif native.library() is None:
-        pytest.skip("no C compiler on this machine")
-    return request.param
 
 
 def assert_identical(got: Record, want: Record) -> None:

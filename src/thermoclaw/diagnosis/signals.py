@@ -59,6 +59,12 @@ def weighted_median(values: Array, weights: Array) -> Array:
     return np.where(good.any(axis=1), values[row, order[row, at]], np.nan)
 
 
+def first_known(values: Array) -> Array:
+    """The first value of each layer that is not NaN, [L]; NaN where there is none."""
+    good = np.isfinite(values)
+    return np.where(good.any(axis=0), values[np.argmax(good, axis=0), np.arange(values.shape[1])], np.nan)
+
+
 def middle(values: Array) -> float:
     """Median of what is a number; NaN, and no warning, where nothing is."""
     good = values[np.isfinite(values)]

@@ -1,7 +1,7 @@
 """What the rules read: a Record with the causal signals that several of them share, each computed once.
 
-A value at a row depends on that row and earlier ones only, so a rule gives the same first step live, after the run and
-on a record from disk.
+A value at a row depends on that row and earlier ones only. Which layers count (`big`, `trained`) depends on the record
+as far as it goes: a layer that is thawed late joins them then.
 
 Legend: T rows, L layers.
 """
@@ -15,7 +15,16 @@ from typing import Any
 
 import numpy as np
 
-from thermoclaw.diagnosis.signals import LossView, Mask, median_over, middle, step_gaps, trailing_mean, weights_of
+from thermoclaw.diagnosis.signals import (
+    LossView,
+    Mask,
+    first_known,
+    median_over,
+    middle,
+    step_gaps,
+    trailing_mean,
+    weights_of,
+)
 from thermoclaw.quantities import Array
 from thermoclaw.record import Record
 
@@ -99,9 +108,7 @@ class View:
     @cached_property
     def began_with_weights(self) -> Mask:
         """Layers that did not start at zero (a new head, the second half of an adapter), [L]."""
-        gain = self.optional("start_gain")
-        known = np.isfinite(gain)
-        first = np.where(known.any(axis=0), gain[np.argmax(known, axis=0), np.arange(gain.shape[1])], np.nan)
+        first = first_known(self.optional("start_gain"))
         new = self.record["distance"][:1] > 0.99 * self.record["param_sq"][:1]  # all there is came with the first step
         return np.where(np.isfinite(first), first > 1e-3, ~new.any(axis=0))
 

@@ -6,13 +6,15 @@ import numpy as np
 
 from thermoclaw.diagnosis.finding import Finding, describe_layers
 from thermoclaw.diagnosis.selection import chosen, tell, two_digits
-from thermoclaw.diagnosis.signals import Mask
+from thermoclaw.diagnosis.signals import Mask, first_known
 from thermoclaw.diagnosis.view import view_of
 from thermoclaw.quantities import Array
 from thermoclaw.record import Record
 
 GAIN_LARGE, GAIN_SMALL = 2.5, 5e-3
 ALIKE, ALIKE_ROWS = 0.999, 4
+INPUT_LARGE, INPUT_ROWS, INPUT_PROBES, INPUT_SPREAD = 80.0, 64, 6, 1.0
+INPUT_ROUNDING = 2e4  # beyond, a batch norm has cancelled the bias's gradient, and what is left is rounding
 
 
 def bad_init(record: Record) -> Finding | None:
@@ -20,7 +22,7 @@ def bad_init(record: Record) -> Finding | None:
     view = view_of(record)
     if not view.fresh or len(record) < 3:
         return None
-    gain = _first(view_of(record).optional("start_gain"))
+    gain = first_known(view.optional("start_gain"))
     known = np.isfinite(gain) & np.array([layer.ltype != "embedding" for layer in record.layers], dtype=bool)
     known &= view.trained
     if known.sum() < 1:
@@ -34,7 +36,7 @@ def bad_init(record: Record) -> Finding | None:
 def _wrong_starts(record: Record, gain: Array, known: Mask) -> list[tuple[str, Mask]]:
     shapes = record.meta.get("layer_shapes") or {}
     many = np.array([(shapes.get(layer.name) or [0])[0] >= ALIKE_ROWS for layer in record.layers], dtype=bool)
-    alike = many & (_first(view_of(record).optional("row_likeness")) > ALIKE)
+    alike = many & (first_known(view_of(record).optional("row_likeness")) > ALIKE)
     return [
         ("zero", known & (gain == 0) & _passes_nothing(record, known & (gain == 0))),
         ("large", known & (gain > GAIN_LARGE)),
@@ -50,13 +52,6 @@ def _passes_nothing(record: Record, zero: Mask) -> Mask:
     """
     stuck = zero & (record["grad_sq"][0] == 0) & (record["has_grad"][0] > 0)
     return np.full(len(zero), stuck.sum() > 0.4 * zero.sum() > 0)
-
-
-def _first(values: Array) -> Array:
-    """The first value of each layer that is not NaN, [L]."""
-    good = np.isfinite(values)
-    row = np.argmax(good, axis=0)
-    return np.where(good.any(axis=0), values[row, np.arange(values.shape[1])], np.nan)
 
 
 def _bad_init(record: Record, what: str, mask: Mask, gain: Array) -> Finding:
@@ -92,10 +87,6 @@ def _bad_init(record: Record, what: str, mask: Mask, gain: Array) -> Finding:
         "PoorWeightInitialization",
         evidence={"gain": typical, "layers": float(mask.sum())},
     )
-
-
-INPUT_LARGE, INPUT_ROWS, INPUT_PROBES, INPUT_SPREAD = 80.0, 64, 6, 1.0
-INPUT_ROUNDING = 2e4  # beyond, a batch norm has cancelled the bias's gradient, and what is left is rounding
 
 
 def unnormalised_input(record: Record) -> Finding | None:

@@ -50,7 +50,6 @@ def gradient_noise(record: Record) -> Finding | None:
 def _drowned(view: View) -> tuple[int, int] | None:
     """Successive gradients that had something in common and suddenly have nothing at all, in no layer."""
     size = np.sqrt(trailing_mean(view.coherence**2, ISOTROPIC_ROWS))
-    before = np.fmax.accumulate(np.where(np.isfinite(size), size, 0.0))
     before = lagged(trailing_mean(size, 20), ISOTROPIC_ROWS + 5)
     hit = (size < ISOTROPIC) & (before > ISOTROPIC_BEFORE) & (size < 0.3 * before) & (view.update > 0)
     hit &= np.arange(len(size)) > ISOTROPIC_ROWS + 25

@@ -30,13 +30,12 @@ def _crawling(view: View, *, update: float = LOW_UPDATE, gain: float = LOW_GAIN)
         needed = np.where(descent > 0, 0.1 * np.abs(loss.smooth) / descent, np.inf)
     pace = needed / np.maximum(record["step"], 1.0)
     rising = view.lr > 1.02 * np.concatenate([view.lr[:1].repeat(20), view.lr])[: len(view.lr)]
-    short = trailing_mean(view.update_ratio, 20) < update
+    ratio = trailing_mean(view.update_ratio, 20)
     first = average(record.loss[:10])
     little = first - trailing_mean(record.loss, 20) < gain * abs(first)
-    ratio = trailing_mean(view.update_ratio, 20)
     where = (
         (view.reach < np.where(ratio < LOW_TINY, LOW_REACH_TINY, LOW_REACH))
-        & short
+        & (ratio < update)
         & little
         & (pace > LOW_PACE)
         & ~rising
@@ -80,7 +79,8 @@ def lr_too_low(record: Record) -> Finding | None:
         f"{pace[row] * record['step'][row]:,.0f} steps.",
         meaning="The steps are far shorter than the region in which the gradient holds.",
         advice=f"Raise the learning rate from {rate:.3g} to about {two_digits(rate * factor):.2g} (an update of about "
-        "3e-3 of the weights), with a short warm-up. On a well pre-trained model a slow pace may be what you want.",
+        f"{LOW_TARGET:g} of the weights), with a short warm-up. On a well pre-trained model a slow pace may be what "
+        "you want.",
         source="Karpathy 2019 (update ratio about 1e-3); descent measured on the next batch, docs: theory, overshoot",
         evidence={
             "update_ratio": ratio,
