@@ -1,7 +1,6 @@
 """Gives a Trainer's reporters (TensorBoard, W&B, …) the run's numbers, each under the step at which it was measured.
 
-Rows reach the host a few steps late and no step waits for them, so a point is given when its row is there, not when
-the Trainer logs; the Trainer's own log lines are left alone. Nothing here imports transformers.
+The Trainer's own log lines are left alone. Nothing here imports transformers.
 """
 
 from __future__ import annotations
@@ -11,8 +10,7 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-from thermoclaw.integrations.scalars import PREFIX, rows_needed, scalars
-from thermoclaw.observer import Observer
+from thermoclaw.integrations.points import Points
 
 logger = logging.getLogger("thermoclaw")
 
@@ -21,48 +19,34 @@ _COUNTS_CALLS = ("DVCLiveCallback",)  # its steps are the calls that it gets, so
 
 
 class Feed:
-    """One point for each multiple of `every` that reached the host, and at the end one for the last step.
+    """Gives each point of the run to each of the Trainer's reporters.
 
     Args:
-        observer: of the run.
+        points: of the run.
         trainer: yields the Trainer, or None.
-        every: steps between points, and the window of a point.
-        split: whether to include the entropy split.
-        start: the step before the first one of this run.
     """
 
-    def __init__(
-        self, observer: Observer, trainer: Callable[[], Any], *, every: int, split: bool, start: int = 0
-    ) -> None:
-        self._observer, self._trainer, self._every, self._split = observer, trainer, every, split
-        self._last = start
+    def __init__(self, points: Points, trainer: Callable[[], Any]) -> None:
+        self._points, self._trainer = points, trainer
         self._muted: set[str] = set()
 
     def push(self, args: Any, state: Any, control: Any, *, closing: bool = False, **kwargs: Any) -> None:
         """Give the reporters what is due; `closing` adds the last step. Never waits for the device."""
-        on_host = self._observer.rows_on_host()
-        due = list(range((self._last // self._every + 1) * self._every, on_host + 1, self._every))
-        if closing and on_host > self._last and on_host not in due:
-            due.append(on_host)
-        carriers = reporters(self._trainer()) if due else []
-        for step in due:
-            if carriers:
-                self._give(carriers, step, args, state, control, **kwargs)
-            self._last = step
+        carriers: list[Any] | None = None
+        for step, values in self._points.due(closing=closing):
+            carriers = reporters(self._trainer()) if carriers is None else carriers
+            for reporter in carriers:
+                self._give(reporter, values, step, args, state, control, **kwargs)
 
-    def _give(self, carriers: list[Any], step: int, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        record = self._observer.record_on_host(start=step - rows_needed(self._every) + 1).rows(stop=step + 1)
-        values = scalars(record, steps=min(self._every, step - self._last), split=self._split)
-        values[f"{PREFIX}alarms"] = float(sum(alarm.raised_step <= step for alarm in self._observer.alarms))
-        for reporter in carriers:
-            name = type(reporter).__name__
-            if name in self._muted:
-                continue
-            try:
-                report(reporter, values, step, args, state, control, **kwargs)
-            except Exception:
-                self._muted.add(name)
-                logger.exception("thermoclaw: %s did not take the numbers; it gets none from here on", name)
+    def _give(self, reporter: Any, values: dict[str, float], step: int, *event: Any, **kwargs: Any) -> None:
+        name = type(reporter).__name__
+        if name in self._muted:
+            return
+        try:
+            report(reporter, values, step, *event, **kwargs)
+        except Exception:
+            self._muted.add(name)
+            logger.exception("thermoclaw: %s did not take the numbers; it gets none from here on", name)
 
 
 def reporters(trainer: Any) -> list[Any]:

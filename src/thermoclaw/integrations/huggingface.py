@@ -24,6 +24,7 @@ from thermoclaw.diagnosis.finding import Finding
 from thermoclaw.diagnosis.report import Report, diagnose
 from thermoclaw.integrations.feed import Feed
 from thermoclaw.integrations.outputs import RECORD_FILE, write_outputs
+from thermoclaw.integrations.points import Points
 from thermoclaw.integrations.trainer_access import calling, check_supported, checkpoint_folder, earlier_record, tap_loss
 from thermoclaw.observer import Observer
 from thermoclaw.record import Record
@@ -163,7 +164,8 @@ class ThermoclawCallback(TrainerCallback):
             logger.warning("thermoclaw: no Trainer calls this callback, so there is no loss and nothing is logged")
         else:
             every, split = self.log_every, self.enable_entropy_split
-            self._feed = Feed(observer, weakref.ref(trainer), every=every, split=split, start=state.global_step)
+            points = Points(observer, every=every, split=split, start=state.global_step)
+            self._feed = Feed(points, weakref.ref(trainer))
             self._undo.append(tap_loss(trainer, self._add_loss))
         rescue = functools.partial(_rescue, weakref.ref(self), time.time())
         atexit.register(rescue)
