@@ -27,11 +27,13 @@ def _flat(view: View) -> tuple[Mask, Array] | None:
     late = trailing_mean(record.loss, WINDOW)
     early = lagged(late, WINDOW)
     error = loss.noise * np.sqrt(2.0 / WINDOW)
-    flat = (np.abs(early - late) < 2.5 * error + 0.01 * first) & (late > FLAT_LEVEL * first)
+    flat = np.abs(early - late) < 2.5 * error + 0.01 * first
+    flat &= (late > FLAT_LEVEL * first) | (np.abs(late / view.chance - 1) < 1 - CHANCE)
     moving = (trailing_mean(view.update_ratio, 20) > FLAT_MOVES) & (view.lr > 0.3 * np.maximum.accumulate(view.lr))
     blind = np.abs(trailing_mean(view.coherence, WINDOW)) < FLAT_COHERENCE
     blind &= trailing_mean(median_over(record["noise_share"], view.big), WINDOW) > FLAT_SHARE
-    where = flat & moving & blind & (np.arange(len(record)) >= SETTLED) & (late > CHANCE * view.chance)
+    level = view.chance if np.isfinite(view.chance) else first
+    where = flat & moving & blind & (np.arange(len(record)) >= SETTLED) & (late > CHANCE * level)
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.asarray(where), loss.noise / np.abs(late)
 
