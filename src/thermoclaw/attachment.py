@@ -76,6 +76,8 @@ class Attachment:
         self.alarms: list[Finding] = []
         self.events: list[dict[str, Any]] = []
         self.on_alarm: list[Callable[[Finding], None]] = []
+        self.on_rows: list[Callable[[bool], None]] = []  # told when rows reached the host, and once at the end
+        self._told_step = 0
         self.model, self._optimizer = model, optimizer
         self._next_check = CHECK_EVERY_EARLY
         self._losses: list[float | Tensor] = []
@@ -240,6 +242,15 @@ class Attachment:
             self.meter.settle()
         with self.meter.own_work():
             self._guard(self._advance)
+        if self.on_rows and not self.failed and not self.meter.is_capturing():
+            last = self.meter.due_step
+            if last > self._told_step:
+                self._told_step = last
+                self._tell_rows(closing=False)
+
+    def _tell_rows(self, *, closing: bool) -> None:
+        for tell in self.on_rows:
+            self._tell(tell, closing, given_to="on_rows")
 
     def _advance(self) -> None:
         if self.meter.is_capturing():
@@ -259,14 +270,14 @@ class Attachment:
             for tell in self.on_alarm:
                 self._tell(tell, finding)
 
-    def _tell(self, tell: Callable[[Finding], None], finding: Finding) -> None:
+    def _tell(self, tell: Callable[[Any], None], what: Any, *, given_to: str = "on_alarm") -> None:
         """Call a user's callback; its errors are its own, and measuring goes on."""
         try:
-            tell(finding)
+            tell(what)
         except Exception:
             if self.strict:
                 raise
-            logger.exception("thermoclaw: a callback given to on_alarm failed; measuring goes on")
+            logger.exception("thermoclaw: a callback given to %s failed; measuring goes on", given_to)
 
     def _look_for_missing(self) -> None:
         """Parameters outside the optimizer that get gradients: note them, unless somebody else moves them."""
@@ -355,6 +366,7 @@ class Attachment:
             self.closed = True
             if self.hooks is not None:
                 self.hooks.remove()
+            self._tell_rows(closing=True)
 
 
 def _mean(losses: list[float | Tensor]) -> float | Tensor:

@@ -272,6 +272,10 @@ class Observer:
         """Call `tell(finding)` when a finding is raised while training."""
         self._attachment.on_alarm.append(tell)
 
+    def on_rows(self, tell: Callable[[bool], None]) -> None:
+        """For loggers: call `tell(False)` when rows reached the host, and `tell(True)` when the observer is closed."""
+        self._attachment.on_rows.append(tell)
+
     def note_event(self, kind: str, **details: Any) -> dict[str, Any]:
         """Put something that happened into the record's events, at the last step made; it goes into saved files.
 
