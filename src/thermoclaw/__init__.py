@@ -21,6 +21,7 @@ from thermoclaw.diagnosis.finding import Finding
 from thermoclaw.diagnosis.remedies import Remedy
 from thermoclaw.diagnosis.report import Report, diagnose
 from thermoclaw.guard import Guard
+from thermoclaw.integrations.loggers import log_to
 from thermoclaw.layers import detect_layer_type, make_param_groups
 from thermoclaw.observer import Observer
 from thermoclaw.preflight import Preflight, preflight
@@ -43,6 +44,7 @@ __all__ = [
     "__version__",
     "detect_layer_type",
     "diagnose",
+    "log_to",
     "make_param_groups",
     "preflight",
 ]

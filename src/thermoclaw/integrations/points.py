@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from thermoclaw.integrations.scalars import PREFIX, rows_needed, scalars
+from thermoclaw.integrations.scalars import ALARMS, rows_needed, scalars
 from thermoclaw.observer import Observer
+from thermoclaw.record import Record
 
 
 class Points:
     """One point for each multiple of `every` that reached the host, and at the end one for the last step.
+
+    Where no row was kept since the point before (`Observer(every=)`), there is no point.
 
     Args:
         observer: of the run.
@@ -24,6 +27,7 @@ class Points:
 
     def __init__(self, observer: Observer, *, every: int, split: bool = True, start: int = 0) -> None:
         self._observer, self._every, self._split, self._last = observer, every, split, start
+        self._shown = start  # the newest row that a point has looked at
 
     def due(self, *, closing: bool = False) -> Iterator[tuple[int, dict[str, float]]]:
         """Step and numbers of each point that is due, each once; `closing` adds the last step. Never waits."""
@@ -33,10 +37,15 @@ class Points:
             steps.append(on_host)
         for step in steps:
             width, self._last = step - self._last, step
-            yield step, self._point(step, width)
+            record = self._record(step)
+            if len(record) and record.num_steps > self._shown:
+                self._shown = record.num_steps
+                yield step, self._point(record, step, width)
 
-    def _point(self, step: int, width: int) -> dict[str, float]:
-        record = self._observer.record_on_host(start=step - rows_needed(self._every) + 1).rows(stop=step + 1)
+    def _record(self, step: int) -> Record:
+        return self._observer.record_on_host(start=step - rows_needed(self._every) + 1).rows(stop=step + 1)
+
+    def _point(self, record: Record, step: int, width: int) -> dict[str, float]:
         values = scalars(record, steps=min(self._every, width), split=self._split)
-        values[f"{PREFIX}alarms"] = float(sum(alarm.raised_step <= step for alarm in self._observer.alarms))
+        values[ALARMS] = float(sum(alarm.raised_step <= step for alarm in self._observer.alarms))
         return values

@@ -14,6 +14,7 @@ from thermoclaw.quantities import EQUILIBRIUM_WINDOW, R_IE_CAP, Array
 from thermoclaw.record import Record
 
 PREFIX = "thermoclaw/"
+ALARMS, ALARMS_MEANING = f"{PREFIX}alarms", "alarms raised so far"  # beside SCALARS: no record knows them
 
 
 @dataclass(frozen=True)
@@ -167,3 +168,8 @@ def scalars(record: Record, *, steps: int, split: bool = True) -> dict[str, floa
         if np.isfinite(value):
             found[PREFIX + scalar.name] = float(value)
     return found
+
+
+def meanings() -> dict[str, str]:
+    """Every name that a logger can be given, with what it says."""
+    return {**{PREFIX + scalar.name: scalar.meaning for scalar in SCALARS}, ALARMS: ALARMS_MEANING}

@@ -1,0 +1,68 @@
+"""One picture of every layer at every step: r, with the findings marked where they begin.
+
+Legend: T recorded steps, L layers.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from thermoclaw.record import Record
+from thermoclaw.report import dashboard_panels, panels, style
+from thermoclaw.report.dashboard import MAX_LISTED, run_facts
+from thermoclaw.report.lettering import clean
+from thermoclaw.report.marks import STRIP_LINE_IN, finding_strip, make_marks, mark_steps, number_marks
+from thermoclaw.report.series import make_bins
+
+WIDTH_IN, LEFT_IN, RIGHT_IN = 9.0, 2.3, 0.8
+LAYER_IN, LOWEST_IN, HIGHEST_IN = 0.17, 1.2, 6.0
+
+
+def plot_layer_map(
+    record: Record,
+    *,
+    findings: Iterable[Any] = (),
+    save_path: str | os.PathLike[str] | None = None,
+    show: bool | None = None,
+) -> style.Figure:
+    """Draw r of every layer at every step: white at equilibrium, blue below, red above, gray where not defined.
+
+    Args:
+        record: the run.
+        findings: anything with `code`, `confidence`, `first_step` and `title`; the first eight are drawn and listed.
+        save_path: a .png, .pdf or .svg to write (".png" is added where there is no suffix); missing folders are made.
+        show: True opens a window and False does not; by default one opens where matplotlib can open one. With a
+            `save_path` none opens in any case.
+
+    Returns:
+        The matplotlib Figure.
+
+    Raises:
+        TypeError: `record` is no Record.
+        ValueError: the suffix of `save_path` names no format that can be written.
+        OSError: the file cannot be written; the message names it.
+    """
+    panels.check_record(record, "plot_layer_map")
+    marks = make_marks(findings)[:MAX_LISTED]
+    margin_in = 0.3
+    map_in = min(max(LAYER_IN * len(record.layers), LOWEST_IN), HIGHEST_IN)
+    top_in = 0.55 + STRIP_LINE_IN * len(marks) + (0.5 if marks else 0.35)
+    with style.picture(WIDTH_IN, top_in + map_in + 0.9, save_path, show) as figure:
+        wide_in = WIDTH_IN - 2 * margin_in
+        style.write(figure, margin_in, 0.2, clean(run_facts(record), width=wide_in * 72), color=style.SOFT)
+        finding_strip(figure, marks, left_in=margin_in, top_in=0.5, width_in=wide_in)
+        column_in = WIDTH_IN - LEFT_IN - RIGHT_IN
+        ax = style.place(figure, LEFT_IN, top_in, column_in, map_in)
+        edges = make_bins(np.asarray(record.steps, dtype=float), panels.MAP_BINS).edges
+        ax.set_xlim(edges[0], edges[-1])
+        pad = 17.0 if any(mark.step is not None for mark in marks) else 5.0
+        dashboard_panels.ratio_map(ax, record, pad=pad, label_room_in=LEFT_IN - 0.2)
+        panels.time_axis(ax, edges, label=True)
+        mark_steps(ax, marks)
+        number_marks(ax, marks, width_in=column_in)
+        panels.type_legend(figure, record, left_in=LEFT_IN, top_in=top_in + map_in + 0.5)
+    return figure
