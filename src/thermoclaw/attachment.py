@@ -11,7 +11,7 @@ import logging
 import math
 import platform
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from typing import Any
 
@@ -72,6 +72,7 @@ class Attachment:
         self._has_cadence_event = False
         self._is_salvaged = False
         self._is_limping = False  # failed, and other processes still count on this one
+        self._num_pauses = 0  # that have begun and not ended
         self.meter = Meter(model, optimizer, settings, partition)
         self.alarms: list[Finding] = []
         self.events: list[dict[str, Any]] = []
@@ -122,6 +123,8 @@ class Attachment:
 
     def before_step(self, *, closure: bool) -> None:
         """Hook: the optimizer is about to step, or to step its next group."""
+        if self._num_pauses:
+            return
         begins = self.meter.begins_step()
         if not self._is_limping:
             self._guard(lambda: self._timed_before(closure=closure, begins=begins))
@@ -134,7 +137,7 @@ class Attachment:
 
     def after_step(self) -> None:
         """Hook: the optimizer has stepped, or has stepped one of its groups."""
-        if not self.meter.ends_step():
+        if self._num_pauses or not self.meter.ends_step():
             return
         self._guard(self._timed_after)
         if self._is_limping:
@@ -155,7 +158,7 @@ class Attachment:
 
     def poll(self, caller: object) -> None:
         """Measure at a listener's step() where hooks cannot fire; the first to come round again opens a new step."""
-        if self.meter.is_capturing():
+        if self._num_pauses or self.meter.is_capturing():
             return
         if self.hooks is None:
             if self._polled and id(caller) not in self._polled:
@@ -194,6 +197,8 @@ class Attachment:
 
     def give_loss(self, loss: Any, *, fresh: bool) -> None:
         """Take a loss for the step just made; between two optimizer steps, losses are averaged."""
+        if self._num_pauses:
+            return
         checked = self._check_loss(loss)
         if checked is None or self.meter.is_capturing():
             return
@@ -231,6 +236,18 @@ class Attachment:
         if key not in self._warned:
             self._warned.add(key)
             logger.warning("thermoclaw: %s", message)
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Neither measure nor count what happens inside."""
+        self._num_pauses += 1
+        try:
+            yield
+        finally:
+            self._num_pauses -= 1
+            if not self._num_pauses:
+                self._polls, self._start_versions = 0, self._version_sum()
+                self._guard(self.meter.interrupt)
 
     # -- rows to findings -------------------------------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ import math
 import os
 import weakref
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Any
 
@@ -208,6 +209,26 @@ class Observer:
         attachment.advance(settled=True)
         me = weakref.ref(self)
         return Snapshot(lambda: _read_row(me(), rows))
+
+    def paused(self) -> AbstractContextManager[None]:
+        """Steps made inside `with observer.paused():` are neither measured nor numbered, and losses are not taken.
+
+        For a search for a learning rate, a warm-up, or another use of the same optimizer. The first row afterwards is
+        not compared with the one before, so what is made of neighboring steps (Δ, coherence, overshoot, the split) is
+        undefined in it; `distance` is from the start of the run still. It holds for everyone who listens to this
+        observer's attachment, and of a sharded model must be done on every process.
+
+        Example:
+            >>> import torch, thermoclaw
+            >>> model = torch.nn.Linear(4, 2)
+            >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+            >>> observer = thermoclaw.Observer(model, optimizer)
+            >>> with observer.paused():
+            ...     model(torch.ones(3, 4)).sum().backward(); optimizer.step()
+            >>> observer.global_step
+            0
+        """
+        return self._attachment.paused()
 
     def listen(self, listener: object) -> int:
         """For detectors: hand on what is due without a loss; returns the number of the last measured row."""

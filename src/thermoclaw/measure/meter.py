@@ -11,7 +11,7 @@ import contextlib
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -80,7 +80,7 @@ class Meter:
         self._calls: deque[int] = deque([0], maxlen=8 * settings.lag + 8)  # of the rows written last, after a first 0
         self._notes: deque[RowNotes] = deque()  # of rows that were not taken in yet
         self._met: set[Any] = set()
-        self._is_forgotten = False
+        self._is_forgotten = self._is_interrupted = False
         self._call: Call | None = None  # between the hooks: the step that is being made
         self._has_grad: list[float] = []  # of its units
         self._seen: NDArray[np.float64] | None = None  # what was looked at, if it is probed
@@ -154,7 +154,7 @@ class Meter:
             if self._call is None:  # or else a step inside a step, or again after one that was broken off
                 if self.cadence.must_choose:
                     self._choose()
-                self._call = self.cadence.next()
+                self._call = self._next_call()
             if not self._call.measured:
                 self._forget()
                 return
@@ -172,6 +172,19 @@ class Meter:
             if not closure:
                 self._read_gradients(getattr(self._optimizer, "grad_scale", None))
                 self._probe(self._call)
+
+    def _next_call(self) -> Call:
+        call = self.cadence.next()
+        if call.measured and self._is_interrupted:
+            self._is_interrupted = False
+            call = replace(call, fresh=True)
+        return call
+
+    def interrupt(self) -> None:
+        """Steps were made that nobody told of: the next row is not compared with the one before it."""
+        self._call, self._is_interrupted = None, True
+        with quiet_math():
+            self._forget()
 
     def _read_next_groups(self) -> None:
         """In the middle of a step that a partitioned optimizer makes group by group."""
