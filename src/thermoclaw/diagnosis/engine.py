@@ -19,10 +19,11 @@ _RANK = {
     for rank, codes in enumerate(
         (
             "no_gradient gradient_accumulation_bug bad_init frozen_layers lost_updates epsilon_dominates "
-            "lr_schedule_zero layer_lr_mismatch unnormalised_input over_clipping momentum_too_high underflow",
+            "lr_schedule_zero layer_lr_mismatch unnormalised_input over_clipping momentum_too_high underflow "
+            "optimizer_state_reset unbounded_loss",
             "output_logit_divergence attention_logit_growth dead_units weight_decay_too_high weight_blow_up "
             "second_moment_lag",
-            "gradient_spike",
+            "gradient_spike external_update",
             "distribution_shift loss_spike gradient_noise incoherent_update lr_too_low",
             "lr_too_high vanishing_gradients exploding_gradients label_noise",
             "overfitting non_finite plateau",

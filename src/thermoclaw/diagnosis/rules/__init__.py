@@ -24,10 +24,12 @@ from thermoclaw.diagnosis.rules import (
     motion,
     noise,
     outputs,
+    outside,
     pace,
     precision,
     schedule,
     stationarity,
+    unbounded,
     units,
     values,
 )
@@ -152,6 +154,32 @@ RULES: tuple[Rule, ...] = (
         "output_drift of a gradient that had none",
         f"> {outputs.DRIFT:g} at {outputs.DRIFT_PROBES} probes, after < {outputs.DRIFT_NONE:g}",
         "Wortsman et al. 2023 (arXiv 2309.14322)",
+    ),
+    Rule(
+        "external_update",
+        outside.external_update,
+        "Something other than the optimizer changes the weights",
+        "update_norm against the longest step that Adam or SGD can make; norms that shrink along themselves",
+        f"> {outside.BEYOND:g} × for {outside.STEADY_ROWS} steps, or {outside.TIMES} times in a run that gets nowhere; "
+        f"or −{outside.SHRINK:.1%} a step beyond the decay",
+        "docs: theory, the longest step",
+    ),
+    Rule(
+        "optimizer_state_reset",
+        outside.optimizer_state_reset,
+        "Adam's state begins anew at every step",
+        "rms(Δ)/lr where gradients are not zero, coherence",
+        f"1 ± {outside.FRESH_NEAR:g} at {outside.FRESH_PROBES} probes, coherence < {outside.FRESH_COHERENCE:g}",
+        "Kingma and Ba 2015 (arXiv 1412.6980)",
+    ),
+    Rule(
+        "unbounded_loss",
+        unbounded.unbounded_loss,
+        "A loss that falls for ever, as with a wrong sign",
+        "loss, gradient norm and coherence",
+        f"loss < −{unbounded.BELOW:g} × its first size and falling {unbounded.FALLING - 1:.0%} in {unbounded.BACK} "
+        f"steps, gradients × {unbounded.STEEPER:g}, coherence > {unbounded.AGREE:g}",
+        "docs: diagnosis",
     ),
     Rule(
         "weight_blow_up",

@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from thermoclaw.diagnosis.finding import Finding, describe_layers
+from thermoclaw.diagnosis.rules.precision import FLUSHED, all_zero, last_gradient
 from thermoclaw.diagnosis.selection import chosen, names_of, tell
 from thermoclaw.diagnosis.signals import Mask, held, weights_of
-from thermoclaw.diagnosis.view import view_of
+from thermoclaw.diagnosis.view import View, view_of
 from thermoclaw.record import Record
 
 
@@ -19,7 +20,7 @@ def no_gradient(record: Record) -> Finding | None:
     never = np.asarray(~(record["has_grad"] > 0).any(axis=1))
     span = held(silent, 3)
     if span is None or span[0] > 0:
-        return None
+        return _no_gradient_any_more(view_of(record))
     row = span[1]
     what = "missing (None)" if never[row] else "exactly zero"
     return Finding(
@@ -35,6 +36,30 @@ def no_gradient(record: Record) -> Finding | None:
         first_step=int(record.steps[0]),
         raised_step=int(record.steps[row]),
         evidence={"steps_without_gradient": float(silent.sum())},
+    )
+
+
+def _no_gradient_any_more(view: View) -> Finding | None:
+    """Gradients of ordinary size that are gone from one step on."""
+    span = all_zero(view)
+    size = last_gradient(view, span[0]) if span is not None else 0.0
+    if span is None or size <= FLUSHED:
+        return None
+    record = view.record
+    return tell(
+        record,
+        "no_gradient",
+        "HIGH",
+        span,
+        title="no gradient reaches the optimizer any more",
+        seen=f"Since step {int(record.steps[span[0]])} every gradient is exactly zero, while the loss still differs "
+        f"from step to step; before that they had a root mean square of {size:.1e} a weight.",
+        meaning="The loss no longer depends on the weights: the last activation is dead or saturated, or the graph is "
+        "cut, or gradients are cleared before the step.",
+        advice="Look at the outputs: where they are all the same, remove the activation after the last layer or lower "
+        "the learning rate; otherwise look for detach(), no_grad() or zero_grad() in what begins at that step.",
+        source="definition",
+        evidence={"gradient_before": size},
     )
 
 

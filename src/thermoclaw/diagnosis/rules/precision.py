@@ -17,7 +17,7 @@ TYPICAL_WEIGHT = 0.67  # median |θ| over root mean square, for a normal distrib
 TYPICAL_STEP = 0.5  # of the learning rate, under Adam
 LOST_SHARE_HIGH, LOST_SHARE, LOST_LAYERS = 0.8, 0.5, 0.14
 ZEROS_MORE, ZEROS_MANY, ZEROS_LAST, ZEROS_FROM, GONE_ROWS = 0.4, 0.6, 3, 4, 5
-ZEROS_LEVEL = 1e-3
+ZEROS_LEVEL, SILENT_INPUTS, FLUSHED = 1e-3, 0.5, 1e-5
 EPSILON_STEP, EPSILON_LARGE, EPSILON_USUAL = 0.02, 1e-5, 1e-6
 
 
@@ -25,10 +25,13 @@ def lost_updates(record: Record) -> Finding | None:
     """Steps below half a unit in the last place of the weights they are added to."""
     view = view_of(record)
     half = _half_ulps(view)
-    if len(record) < 10 or not (half > 0).any() or not view.is_unit_size:
+    if len(record) < 10 or not (half > 0).any() or not (view.is_unit_size or record.optimizer == "SGD"):
         return None
     weight = TYPICAL_WEIGHT * np.sqrt(record["param_sq"] / view.sizes)
-    lost = (TYPICAL_STEP * record["lr"] < half * weight) & (record["lr"] > 0)
+    step = TYPICAL_STEP * (record["lr"] if view.is_unit_size else _sgd_step(view))
+    lost = (step < half * weight) & (step > 0)
+    if not view.is_unit_size:  # there, small gradients make small steps too: in a run that has learned, no loss
+        lost &= _has_not_learned(view)[:, None]
     share = (lost * view.sizes).sum(axis=1) / view.sizes.sum()
     span = held((share >= LOST_SHARE) | (lost.mean(axis=1) >= LOST_LAYERS), 8)
     if span is None:
@@ -37,7 +40,7 @@ def lost_updates(record: Record) -> Finding | None:
     mask = lost[row]
     names = describe_layers(chosen(record, mask), len(record.layers))
     with np.errstate(divide="ignore", invalid="ignore"):
-        worst = middle((half * weight / (TYPICAL_STEP * record["lr"]))[row][mask])
+        worst = middle((half * weight / step)[row][mask])
     return tell(
         record,
         "lost_updates",
@@ -45,15 +48,29 @@ def lost_updates(record: Record) -> Finding | None:
         span,
         mask=mask,
         title="updates are rounded away",
-        seen=f"{names} keep their weights in {_dtypes(view)}; a typical step "
-        f"({TYPICAL_STEP:g} of the learning rate {view.lr[row]:.2g}) is {worst:.1f} times below half the "
-        f"spacing of numbers at a typical weight, in {share[row]:.0%} of the parameters.",
+        seen=f"{names} keep their weights in {_dtypes(view)}; at a learning rate of {view.lr[row]:.2g} a typical step "
+        f"is {worst:.1f} times below half the spacing of numbers at a typical weight, in {share[row]:.0%} of the "
+        "parameters.",
         meaning="Adding such a step gives the old weight back: most of what the optimizer asks for is lost.",
         advice="Keep float32 weights and compute in autocast, or use an optimizer with float32 master weights, "
         "stochastic rounding or Kahan summation.",
         source="IEEE 754 rounding; Zamirai et al. 2020 (arXiv 2010.06192)",
         evidence={"share_lost": float(share[row]), "half_spacing_over_step": worst, "lr": float(view.lr[row])},
     )
+
+
+def _sgd_step(view: View) -> Array:
+    """The longest step a weight can expect of SGD, [T, L]: momentum adds up gradients that agree."""
+    record = view.record
+    gradient = np.sqrt(record["grad_sq"] / view.sizes)
+    return np.asarray(record["lr"] * gradient / (1.0 - np.clip(record["momentum"], 0.0, 0.99)))
+
+
+def _has_not_learned(view: View) -> Mask:
+    """Where the loss is above half of the first one, [T]."""
+    if view.loss is None:
+        return np.zeros(len(view.record), dtype=bool)
+    return np.asarray(trailing_mean(view.record.loss, 20) > 0.5 * abs(view.loss.start))
 
 
 def _half_ulps(view: View) -> Array:
@@ -91,7 +108,7 @@ def underflow(record: Record) -> Finding | None:
     most = np.median(excess, axis=1)
     most[:ZEROS_FROM] = most[ZEROS_FROM] if len(most) > ZEROS_FROM else 0.0  # silence is not known before
     base = np.minimum.accumulate(most)
-    end = quiet[:, -1].copy()  # errors of outputs are zero for no other cause
+    end = np.where(before[:, -1] < SILENT_INPUTS, quiet[:, -1], 0.0)  # with inputs, no other cause makes errors zero
     end[:ZEROS_FROM] = end[min(ZEROS_FROM, len(end) - 1)]
     ends = end > np.minimum.accumulate(end) + ZEROS_MORE
     span = held((most > base + ZEROS_MORE) | ends, 1)
@@ -125,28 +142,41 @@ def _sound(view: View) -> Mask:
 
 
 def _all_gone(view: View) -> Finding | None:
-    """Every gradient of a run that had some is exactly zero, in the last layer too, whose errors are not."""
-    record = view.record
-    alive = (record["grad_sq"] > 0).any(axis=1)
-    silent = (np.nan_to_num(record["grad_sq"], nan=1.0) == 0).all(axis=1) & np.maximum.accumulate(alive)
-    silent &= np.abs(np.nan_to_num(record.loss, nan=1.0)) > 0  # a margin that is reached has no gradient
-    span = held(silent & _sound(view) & (view.lr > 0), GONE_ROWS)
-    if span is None:
+    """Every gradient of a run that had tiny ones is exactly zero, in the last layer too, whose errors are not."""
+    span = all_zero(view)
+    if span is None or last_gradient(view, span[0]) > FLUSHED:
         return None
+    record = view.record
     return tell(
         record,
         "underflow",
         "HIGH",
         span,
         title="all gradients are zero",
-        seen=f"Since step {int(record.steps[span[0]])} every gradient is exactly zero, after {int(alive.sum())} steps "
-        "that had gradients.",
+        seen=f"Since step {int(record.steps[span[0]])} every gradient is exactly zero; the last ones had a root mean "
+        f"square of {last_gradient(view, span[0]):.1e} a weight.",
         meaning="The loss still differs from batch to batch, so its gradient is not zero: it fell below the smallest "
         "number of its format.",
         advice=_MORE_RANGE,
         source="Micikevicius et al. 2018 (arXiv 1710.03740)",
         evidence={"zero_share": 1.0},
     )
+
+
+def all_zero(view: View) -> tuple[int, int] | None:
+    """Rows from which every gradient of a run that had some is exactly zero while its loss goes on."""
+    record = view.record
+    alive = (record["grad_sq"] > 0).any(axis=1)
+    silent = (np.nan_to_num(record["grad_sq"], nan=1.0) == 0).all(axis=1) & np.maximum.accumulate(alive)
+    silent &= np.abs(np.nan_to_num(record.loss, nan=1.0)) > 0  # a margin that is reached has no gradient
+    return held(silent & _sound(view) & (view.lr > 0), GONE_ROWS)
+
+
+def last_gradient(view: View, row: int) -> float:
+    """Root mean square a weight of the last gradient before a row, in the layer where it is largest."""
+    size = np.sqrt(np.nan_to_num(view.record["grad_sq"][:row]) / view.sizes).max(axis=1)
+    told = size[size > 0]
+    return float(told[-1]) if len(told) else 0.0
 
 
 def epsilon_dominates(record: Record) -> Finding | None:

@@ -1,0 +1,199 @@
+"""What the optimizer cannot have done: weights that something else writes, state that is lost at every step."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from thermoclaw.diagnosis.finding import Finding, describe_layers
+from thermoclaw.diagnosis.selection import chosen, tell
+from thermoclaw.diagnosis.signals import Mask, average, held, step_gaps, trailing_mean
+from thermoclaw.diagnosis.view import View, view_of
+from thermoclaw.quantities import Array
+from thermoclaw.record import Record
+
+BEYOND, STEADY_ROWS, TIMES, NOTHING_GAINED = 1.3, 10, 3, 0.9
+SHRINK, SHRINK_RADIAL, SHRINK_ROWS, SHRINK_ASKED = 2e-3, 0.85, 12, 0.15
+FRESH_FROM, FRESH_PROBES, FRESH_NEAR, FRESH_COHERENCE, FRESH_BETA = 20, 4, 0.02, 0.5, 0.8
+
+
+def external_update(record: Record) -> Finding | None:
+    """Weights change by more than the optimizer can change them, or shrink by themselves without decay."""
+    view = view_of(record)
+    if len(record) < STEADY_ROWS + 4:
+        return None
+    excess = _excess(view)
+    gains = np.isfinite(view.optional("attention_gain")).any(axis=0)  # whoever sharpens attention is told so
+    found = _at_every_step(view, np.where(gains, 0.0, excess)) or _shrinking(view)
+    return found if found is not None else _again_and_again(view, excess)
+
+
+def _longest(view: View) -> Array | None:
+    """The longest step that Adam or SGD can make of the recorded gradients, [T, L]; None for another optimizer.
+
+    Adam: ‖Δ‖ ≤ η√n·max(1, (1 − β₁)/√(1 − β₂)) + ηλ‖θ‖, from Cauchy-Schwarz on its two means. SGD, from the step before:
+    ‖Δ_t‖ ≤ η_t((1 + β)‖g_t‖ + β(‖Δ_{t−1}‖/η_{t−1} + ‖g_{t−1}‖)) with the decay in g.
+    """
+    record = view.record
+    lr, beta, pull = record["lr"], record["momentum"], record["weight_decay"] * record["param_norm"]
+    if record.optimizer in ("Adam", "AdamW"):
+        second = [group.get("beta2") for group in view.groups]
+        if not all(isinstance(b, float) and 0 <= b < 1 for b in second):
+            return None
+        worst = np.sqrt(1.0 - max(second))
+        return np.asarray(lr * (np.sqrt(view.sizes) * np.maximum(1.0, (1.0 - beta) / worst) + pull))
+    if record.optimizer != "SGD":
+        return None
+    gradient = np.sqrt(record["grad_sq"]) + pull
+    with np.errstate(divide="ignore", invalid="ignore"):
+        before = np.sqrt(record["update_sq"]) / lr + gradient
+    before = np.concatenate([np.full_like(before[:1], np.nan), before[:-1]])
+    before[step_gaps(record) > 1] = np.nan
+    return np.asarray(lr * ((1.0 + beta) * gradient + np.where(beta > 0, beta * before, 0.0)))
+
+
+def _excess(view: View) -> Array:
+    """Steps over the longest that the optimizer can make, [T, L]; 0 where nobody can tell."""
+    longest = _longest(view)
+    if longest is None:
+        return np.zeros(view.record["update_sq"].shape)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        excess = np.sqrt(view.record["update_sq"]) / longest
+    excess[:1] = 0.0  # weights may have been loaded since the observer was made
+    return np.where(np.isfinite(excess) & view.trained & view.big, excess, 0.0)
+
+
+def _at_every_step(view: View, excess: Array) -> Finding | None:
+    """A layer that is written at every step."""
+    spans = [(held(excess[:, i] > BEYOND, STEADY_ROWS), i) for i in np.flatnonzero((excess > BEYOND).any(axis=0))]
+    known = sorted((span[1], span[0]) for span, _ in spans if span is not None)
+    if not known:
+        return None
+    row, start = known[0]
+    mask = np.array((excess[row - STEADY_ROWS + 1 : row + 1] > BEYOND).all(axis=0))
+    names, times = _names(view, mask), float(np.median(excess[row][mask]))
+    return tell(
+        view.record,
+        "external_update",
+        "HIGH",
+        (start, row),
+        mask=mask,
+        title="something other than the optimizer changes the weights",
+        seen=f"{names} changed at every one of {STEADY_ROWS} steps by more than {view.record.optimizer} can change "
+        f"them: the last step was {times:.1f} times the longest one that its gradients, learning rate and state allow.",
+        meaning="Code outside optimizer.step() writes to these weights.",
+        advice="Look for what touches parameters between steps: scaling, clamping, copying, averaging, a second "
+        "optimizer on the same parameters.",
+        source="the bound on a step, docs: theory",
+        evidence={"over_longest_step": times, "layers": float(mask.sum())},
+    )
+
+
+def _again_and_again(view: View, excess: Array) -> Finding | None:
+    """Most weights jump at some steps, more than twice, in a run that gets nowhere."""
+    if view.loss is None:
+        return None
+    weight = np.where(view.big, view.sizes, 0.0)
+    jumps = ((excess > BEYOND) * weight).sum(axis=1) > 0.5 * weight.sum()
+    lost = trailing_mean(view.record.loss, 20) > NOTHING_GAINED * average(view.record.loss[:10])
+    hit = jumps & lost & (np.cumsum(jumps) >= TIMES) & (np.arange(len(jumps)) >= 20)
+    span = held(hit, 1)
+    if span is None:
+        return None
+    row = span[1]
+    rows = np.flatnonzero(jumps[: row + 1])
+    mask = excess[row] > BEYOND
+    steps = ", ".join(str(int(s)) for s in view.record.steps[rows[-3:]])
+    times = float(np.median(excess[row][mask]))
+    return tell(
+        view.record,
+        "external_update",
+        "MEDIUM",
+        (int(rows[0]), row),
+        mask=mask,
+        title="something other than the optimizer changes the weights",
+        seen=f"Most weights jumped {len(rows)} times (at the end at steps {steps}), each time by more than "
+        f"{view.record.optimizer} can change them ({times:.1f} times the longest step), and the loss is where it "
+        "began.",
+        meaning="Code outside optimizer.step() writes to the weights and takes back what was learned.",
+        advice="Look for what is called every so many steps: load_state_dict(), a copy from an averaged or a target "
+        "model, a reset of layers.",
+        source="the bound on a step, docs: theory",
+        evidence={"jumps": float(len(rows)), "over_longest_step": times},
+    )
+
+
+def _shrinking(view: View) -> Finding | None:
+    """Norms fall by the same factor at every step, along the weights, where neither decay nor gradient asks for it."""
+    record = view.record
+    rate, share = view.radial
+    mean = trailing_mean(rate, SHRINK_ROWS)
+    asked = record["lr"] * record["weight_decay"]
+    if not any(group.get("decoupled") for group in view.groups):
+        asked = np.where(record["weight_decay"] > 0, np.inf, 0.0)
+    with np.errstate(invalid="ignore"):
+        hit: Mask = (mean < -SHRINK - 2.0 * asked) & (trailing_mean(share, SHRINK_ROWS) < -SHRINK_RADIAL)
+    hit[: SHRINK_ROWS + 1] = False
+    hit &= trailing_mean(np.nan_to_num(record["alignment"]), SHRINK_ROWS) < SHRINK_ASKED
+    weight = np.where(view.big & view.trained, view.sizes, 0.0)
+    span = held((hit * weight).sum(axis=1) > 0.4 * max(weight.sum(), 1.0), 3)
+    if span is None:
+        return None
+    start, row = max(span[0] - SHRINK_ROWS + 1, 0), span[1]
+    mask = hit[row] & view.big
+    pace = float(-np.median(mean[row][mask]))
+    return tell(
+        record,
+        "external_update",
+        "HIGH",
+        (start, row),
+        mask=mask,
+        title="weights shrink and no decay asks for it",
+        seen=f"The norm of {_names(view, mask)} falls by {pace:.2%} at every step, along the weights themselves; "
+        f"the optimizer's own decay accounts for {float(np.median((record['lr'] * record['weight_decay'])[row])):.2%}.",
+        meaning="Something multiplies the weights by less than one; what is learned is forgotten within "
+        f"{1 / max(pace, 1e-9):.0f} steps.",
+        advice="Look for code that scales weights between steps, a penalty that is applied twice, or a decay of one's "
+        "own beside weight_decay.",
+        source="balance of norms: Kosson et al. 2024 (arXiv 2305.17212)",
+        evidence={"shrinking_per_step": pace, "layers": float(mask.sum())},
+    )
+
+
+def optimizer_state_reset(record: Record) -> Finding | None:
+    """Adam steps by the gradient's sign although successive gradients disagree: its two means are new at every step."""
+    view = view_of(record)
+    if record.optimizer not in ("Adam", "AdamW") or len(record) < FRESH_FROM:
+        return None
+    zeros = view.optional("grad_zeros")
+    with np.errstate(invalid="ignore"):
+        size = view.unit_update / np.sqrt(np.clip(1.0 - zeros, 1e-3, 1.0))
+    usual = view.big & view.trained & (np.nanmax(record["momentum"], axis=0) >= FRESH_BETA)
+    if not usual.any():
+        return None
+    disagree = trailing_mean(np.nan_to_num(record["coherence"]), 10) < FRESH_COHERENCE
+    rows = np.flatnonzero(np.isfinite(zeros).any(axis=1) & (np.arange(len(record)) >= FRESH_FROM))
+    unit = (np.abs(size[rows] - 1.0) < FRESH_NEAR) & disagree[rows]
+    span = held(unit[:, usual].mean(axis=1) >= 0.8, FRESH_PROBES) if len(rows) else None
+    if span is None:
+        return None
+    start, row = int(rows[span[0]]), int(rows[span[1]])
+    typical = float(np.median(size[row][usual]))
+    return tell(
+        record,
+        "optimizer_state_reset",
+        "HIGH",
+        (start, row),
+        title="the optimizer forgets its state at every step",
+        seen=f"Every weight moves by {typical:.2f} of the learning rate, whatever its gradient, while successive "
+        f"gradients do not agree (cosine {float(trailing_mean(view.coherence, 10)[row]):.2f}): {record.optimizer} does "
+        "that in its very first step only.",
+        meaning="Its means of gradients and squares begin anew at each step, so there is no momentum and no "
+        "adaptation: this is descent by signs, far noisier at the same learning rate.",
+        advice="Make the optimizer once, before the loop; do not clear or reload its state inside it.",
+        source="Kingma and Ba 2015 (arXiv 1412.6980): the first step is the learning rate times the sign",
+        evidence={"step_over_lr": typical},
+    )
+
+
+def _names(view: View, mask: Mask) -> str:
+    return describe_layers(chosen(view.record, mask), len(view.record.layers))
