@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from thermoclaw import checkpoint
 from thermoclaw.attach import Hooks, can_hook
 from thermoclaw.diagnosis.engine import live_findings
 from thermoclaw.diagnosis.finding import Finding
@@ -27,11 +28,13 @@ from thermoclaw.measure.meter import Meter, Settings
 from thermoclaw.measure.sharded import PeerFailed
 from thermoclaw.partition import Partition
 from thermoclaw.record import Record
+from thermoclaw.state import StateError, count, take, text, untext
 from thermoclaw.version import __version__
 
 logger = logging.getLogger("thermoclaw")
 
 CHECK_EVERY_EARLY, CHECK_EVERY, EARLY = 8, 32, 256
+_KEYWORDS = {"baseline_steps": "sigma_window_size"}  # of the Observer, where a setting has another name
 
 _attached: weakref.WeakKeyDictionary[Any, weakref.WeakSet[Attachment]] = weakref.WeakKeyDictionary()
 
@@ -89,7 +92,8 @@ class Attachment:
         self._start_versions = self._version_sum()
         self._polls = 0
         self._polled: set[int] = set()
-        self._calls_seen = 0
+        self._calls_seen = self._calls_at_start = 0
+        self._versions_are_old = False  # weights may have been loaded since they were looked up
         self._missing: dict[str, bool] = {}
         self.hooks: Hooks | None = Hooks(optimizer, self) if can_hook(optimizer) else None
         if self.hooks is None:
@@ -169,7 +173,7 @@ class Attachment:
             self.after_step()
         elif self.meter.is_captured:
             self._poll_replay(caller)
-        elif self.meter.num_calls == 0:
+        elif not self.has_stepped:
             self._polls += 1
             if self._polls >= 2 and self._version_sum() != self._start_versions:
                 self.hooks.remove()
@@ -300,6 +304,9 @@ class Attachment:
         """Parameters outside the optimizer that get gradients: note them, unless somebody else moves them."""
         if not self._versions or self.meter.num_calls < 2:
             return
+        if self._versions_are_old:
+            self._versions = {name: p._version for name, p in self.meter.layout.unoptimized.items()}
+            self._versions_are_old = False
         for name, p in self.meter.layout.unoptimized.items():
             if p._version != self._versions.get(name, p._version):
                 self._missing[name] = False
@@ -329,6 +336,87 @@ class Attachment:
             self.alarms.extend(Finding.from_json(finding) for finding in raised)
         self.events.append({"kind": "resume", "step": step})
         return fits
+
+    # -- the state that a run is continued from ------------------------------------------------------------------------
+
+    @property
+    def has_stepped(self) -> bool:
+        """Whether a step was made since this began, or went on from a state."""
+        return self.meter.num_calls != self._calls_at_start
+
+    def state_dict(self) -> dict[str, Any]:
+        """What later rows, events and alarms depend on. Waits for the device."""
+        self.catch_up()
+        settings = asdict(self.meter.settings)
+        if self.failed:
+            return {"failed": True, "settings": settings}
+        return {
+            "failed": False,
+            "settings": settings,
+            "meter": self.meter.state_dict(),
+            "events": text(self.events),
+            "next_check": self._next_check,
+            "has_cadence_event": self._has_cadence_event,
+            "losses": self._losses,
+            "missing": self._missing,
+            "is_polled": self.hooks is None,
+        }
+
+    def load_state_dict(self, state: Any) -> None:
+        """Go on from `state_dict`, wholly or not at all.
+
+        Raises:
+            StateError: it does not fit, or is damaged.
+        """
+        if take(state, "failed", bool):
+            raise StateError(
+                "measuring had failed before this state was saved, so there is nothing to go on from: "
+                "observer.resume(record, step=...) continues the rows that were recorded"
+            )
+        self._check_settings(take(state, "settings", dict))
+        before = checkpoint.pack("Attachment", self.state_dict())
+        try:
+            anew = self._load(state)
+        except Exception as error:
+            self._load(before)
+            if isinstance(error, StateError):
+                raise StateError(f"the state cannot be loaded: {error}") from error
+            raise StateError(f"the state is damaged ({type(error).__name__}: {error}): use another copy") from error
+        if anew:
+            names = ", ".join(anew[:3]) + (f" and {len(anew) - 3} more" if len(anew) > 3 else "")
+            logger.warning("thermoclaw: the state knows nothing of silent rows in %s: their counts begin anew", names)
+
+    def _check_settings(self, theirs: Any) -> None:
+        mine = asdict(self.meter.settings)
+        other = {
+            _KEYWORDS.get(name, name): theirs.get(name) for name, value in mine.items() if theirs.get(name) != value
+        }
+        if other:
+            here = ", ".join(
+                f"{_KEYWORDS.get(name, name)}={mine[name]!r}" for name in mine if theirs.get(name) != mine[name]
+            )
+            there = ", ".join(f"{name}={value!r}" for name, value in other.items())
+            raise StateError(
+                f"the state was saved by an observer with {there}, and this one has {here}: make it as that one was, "
+                f"Observer(model, optimizer, {there})"
+            )
+
+    def _load(self, state: Any) -> list[str]:
+        anew = self.meter.load_state_dict(take(state, "meter", dict))
+        self.events = untext(state, "events", list)
+        raised = [event["finding"] for event in self.events if event.get("kind") == "alarm"]
+        self.alarms = [Finding.from_json(finding) for finding in raised]
+        self._next_check, self._has_cadence_event = count(state, "next_check"), take(state, "has_cadence_event", bool)
+        losses = take(state, "losses", list)
+        self._losses = [x.to(self.meter.device) if isinstance(x, Tensor) else float(x) for x in losses]
+        self._missing = {str(name): bool(idle) for name, idle in take(state, "missing", dict).items()}
+        self._versions_are_old = True
+        self._calls_at_start, self._polls, self._polled = self.meter.num_calls, 0, set()
+        self._told_step = self.meter.due_step
+        if take(state, "is_polled", bool) and self.hooks is not None:  # its hooks were found not to fire
+            self.hooks.remove()
+            self.hooks = None
+        return anew
 
     # -- the record -------------------------------------------------------------------------------------------------
 

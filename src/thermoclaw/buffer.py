@@ -9,12 +9,18 @@ Legend: B rows a block, U units, K raw columns, T recorded steps, L layers.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from thermoclaw.quantities import LAYER_COLUMNS, RUN_COLUMNS, Array
+from thermoclaw.record import fit_columns
+from thermoclaw.state import StateError, array, count, take
+
+LEAST_ROWS, MOST_ROWS = 64, 4096  # of a history
 
 
 class DeviceRing:
@@ -140,6 +146,14 @@ class DeviceRing:
         """Rows taken so far."""
         return self._taken
 
+    def continue_from(self, count: int) -> None:
+        """Begin as if so many rows had been written and taken: blocks end, and values are due, where they would."""
+        self._pushed = self._taken = count
+        self._copied = count // self._block * self._block
+        if self._replayable:
+            self._written.fill_(count)
+            self._place.fill_(count % (2 * self._block))
+
 
 class History:
     """Rows on the host: the first ones and the recent ones in full, the middle thinned by a stride that doubles.
@@ -153,12 +167,18 @@ class History:
     """
 
     def __init__(self, num_layers: int, *, capacity: int, dtype: type = np.float32) -> None:
-        self._capacity = max(capacity, 64)
-        self._head = self._capacity // 8
-        self._recent = self._capacity // 2
         self.stride = 1  # distance of rows in the middle, in rows as they came
         self._size = 0
         self._arrived = 0
+        self._set_capacity(capacity)
+        self._allocate(num_layers, np.dtype(dtype))
+
+    def _set_capacity(self, capacity: int) -> None:
+        self._capacity = max(capacity, LEAST_ROWS)
+        self._head = self._capacity // 8
+        self._recent = self._capacity // 2
+
+    def _allocate(self, num_layers: int, dtype: np.dtype) -> None:
         self._order = np.zeros(self._capacity, dtype=np.int64)
         self._steps = np.zeros(self._capacity, dtype=np.int64)
         self._layer_values: Array = np.zeros((self._capacity, num_layers, len(LAYER_COLUMNS)), dtype=dtype)
@@ -203,6 +223,40 @@ class History:
         self._layer_values[: len(kept)] = self._layer_values[kept]
         self._run_values[: len(kept)] = self._run_values[kept]
         self._size = len(kept)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The rows, and how they were thinned."""
+        steps, layer_values, run_values = self.arrays()
+        return {
+            "capacity": self._capacity,
+            "stride": self.stride,
+            "arrived": self._arrived,
+            "order": self._order[: self._size].copy(),
+            "steps": steps,
+            "layer_columns": list(LAYER_COLUMNS),
+            "layer_values": layer_values,
+            "run_columns": list(RUN_COLUMNS),
+            "run_values": run_values,
+        }
+
+    def load_state_dict(self, state: Any) -> None:
+        """Go on from `state_dict`."""
+        num_layers, dtype = self._layer_values.shape[1], self._layer_values.dtype
+        capacity, steps = count(state, "capacity", most=MOST_ROWS), array(state, "steps", None, dtype=np.int64)
+        size = len(steps)
+        if capacity < LEAST_ROWS or size > capacity or (np.diff(steps) <= 0).any():
+            raise StateError(f"its history of {size} rows, of at most {capacity}, is in disorder")
+        names = {kind: take(state, f"{kind}_columns", list) for kind in ("layer", "run")}
+        layer_values = array(state, "layer_values", size, num_layers, len(names["layer"]), dtype=dtype)
+        run_values = array(state, "run_values", size, len(names["run"]))
+        self.stride, self._arrived = max(count(state, "stride"), 1), count(state, "arrived")
+        order = array(state, "order", size, dtype=np.int64)
+        self._set_capacity(capacity)
+        self._allocate(num_layers, dtype)
+        self._size = size
+        self._steps[:size], self._order[:size] = steps, order
+        self._layer_values[:size] = fit_columns(layer_values, names["layer"], LAYER_COLUMNS)
+        self._run_values[:size] = fit_columns(run_values, names["run"], RUN_COLUMNS)
 
     def amend(self, step: int, column: str, value: float) -> None:
         """Write one run quantity of the newest row, if that row is this step's."""

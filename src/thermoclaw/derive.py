@@ -11,10 +11,12 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from thermoclaw.quantities import LAYER_COLUMNS, Array
+from thermoclaw.state import StateError, array, count, maybe_array, take
 
 SMOOTHING = 0.95
 """Weight of the past in every exponential mean."""
@@ -99,6 +101,14 @@ class _Lagged:
             self._rows.append(row)
         return joined
 
+    def state(self, width: int) -> Array:
+        """The rows [≤ depth, L]."""
+        return np.array(self._rows).reshape(len(self._rows), -1 if self._rows else width)
+
+    def load(self, rows: Array) -> None:
+        """Go on from `state`."""
+        self._rows = deque(rows.copy(), maxlen=self.depth)
+
 
 class _Smoother:
     """Bias-corrected exponential means of several series; a value that is not finite leaves its mean as it was."""
@@ -110,6 +120,16 @@ class _Smoother:
     def widen(self, num_layers: int) -> None:
         extra = ((0, 0), (0, num_layers - self._sum.shape[1]))
         self._sum, self._weight = np.pad(self._sum, extra), np.pad(self._weight, extra)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Sums and weights [S, L]."""
+        return {"series": list(_SMOOTHED), "sum": self._sum, "weight": self._weight}
+
+    def load_state_dict(self, state: Any) -> None:
+        """Go on from `state_dict`."""
+        if take(state, "series", list) != list(_SMOOTHED):
+            raise StateError(f"it smooths {state['series']}, and this version {list(_SMOOTHED)}")
+        self._sum, self._weight = (array(state, name, *self._sum.shape) for name in ("sum", "weight"))
 
     def push(self, values: Array) -> Array:
         """[S, L] → the means [S, L], NaN before the first finite value."""
@@ -195,6 +215,39 @@ class Derivation:
             self._lag[name] = _Lagged(lagged.depth)
         self._before_sq = self._carried = None
         self._started = True
+
+    def state_dict(self) -> dict[str, Any]:
+        """What is remembered of earlier rows."""
+        assert self._sums is not None
+        assert self._smoother is not None
+        num_layers = self._sums.num_layers
+        samples = [np.pad(s, (0, num_layers - len(s)), constant_values=np.nan) for s in self._samples]
+        return {
+            "smoother": self._smoother.state_dict(),
+            "lags": {name: lagged.state(num_layers) for name, lagged in self._lag.items()},
+            "samples": np.array(samples).reshape(len(samples), num_layers),
+            "baseline": self._baseline,
+            "num_rows": self._num_rows,
+            "started": self._started,
+            "before_sq": self._before_sq,
+            "carried": self._carried,
+        }
+
+    def load_state_dict(self, state: Any) -> None:
+        """Go on from `state_dict`, with the units that are bound."""
+        assert self._sums is not None
+        assert self._smoother is not None
+        num_layers, num_units = self._sums.num_layers, len(self._unit_size)
+        self._smoother.load_state_dict(take(state, "smoother", dict))
+        lags = take(state, "lags", dict)
+        for name, lagged in self._lag.items():
+            lagged.load(_at_most(array(lags, name, None, None), num_layers, name))
+        self._samples = deque(array(state, "samples", None, num_layers), maxlen=self._samples.maxlen)
+        baseline = maybe_array(state, "baseline", None)
+        self._baseline = None if baseline is None else _at_most(baseline, num_layers, "baseline")
+        self._num_rows, self._started = count(state, "num_rows"), take(state, "started", bool)
+        self._before_sq = maybe_array(state, "before_sq", num_units)
+        self._carried = maybe_array(state, "carried", num_units)
 
     def rows(self, raw: Array, hyper: HyperRows, probed: Mapping[str, Array]) -> Array:
         """Stored quantities [B, L, Q] of raw rows [B, U, K]; `probed`: those that a probe measured [B, L]."""
@@ -340,6 +393,13 @@ class Derivation:
             "d_iS_noise": np.maximum(aligned - (1.0 - overhead), 0.0),
         }
         return {name: np.where(sigma == 0, 0.0, sigma * share) for name, share in parts.items()}
+
+
+def _at_most(values: Array, num_layers: int, name: str) -> Array:
+    """Rows from before layers joined may be shorter."""
+    if values.shape[-1] > num_layers:
+        raise StateError(f"{name!r} has {values.shape[-1]} layers, not {num_layers}")
+    return values
 
 
 def _any(add: LayerSums, values: Array) -> Array:

@@ -129,6 +129,7 @@ class Unit:
     device: torch.device
     params: tuple[Tensor, ...] = field(repr=False)
     mesh: Any = field(default=None, repr=False)  # the device mesh, or the sharers, of sharded parameters
+    names: tuple[str, ...] = ()  # of the parameters
 
     @property
     def key(self) -> tuple[int, ...]:
@@ -219,7 +220,7 @@ def lay_out(
 
 
 _Held = tuple[int, Any]  # the number of a group, and a parameter in it or a fragment of one
-_Row = tuple[LayerInfo, list[_Held]]
+_Row = tuple[LayerInfo, list[tuple[str, int, Any]]]
 
 
 def _held_by(optimizer: Any, partition: Partition | None) -> dict[int, _Held]:
@@ -231,7 +232,7 @@ def _held_by(optimizer: Any, partition: Partition | None) -> dict[int, _Held]:
 
 def _row(label: str, ltype: str, held: Sequence[tuple[str, int, Any]], *, depth: int) -> _Row:
     num_params = sum(p.numel() for _, _, p in held)
-    return LayerInfo(label, ltype, num_params, depth, tuple(n for n, _, _ in held)), [(g, p) for _, g, p in held]
+    return LayerInfo(label, ltype, num_params, depth, tuple(n for n, _, _ in held)), list(held)
 
 
 def _assemble(
@@ -250,8 +251,11 @@ def _assemble(
             continue
         info, held = rows[name]
         layers.append(LayerInfo(info.name, info.ltype, info.num_params, index, info.param_names))
-        split: dict[tuple[int, torch.device, Any], list[Any]] = {}
-        for group, p in held:
-            split.setdefault((group, p.device, mesh_of(p)), []).append(p)
-        units += [Unit(index, group, device, tuple(params), mesh) for (group, device, mesh), params in split.items()]
+        split: dict[tuple[int, torch.device, Any], dict[str, Any]] = {}
+        for param_name, group, p in held:
+            split.setdefault((group, p.device, mesh_of(p)), {})[param_name] = p
+        units += [
+            Unit(index, group, device, tuple(params.values()), mesh, tuple(params))
+            for (group, device, mesh), params in split.items()
+        ]
     return Layout(tuple(layers), tuple(units), unoptimized, sign)

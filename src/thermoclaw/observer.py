@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
+from thermoclaw import checkpoint
 from thermoclaw.attach import unwrap
 from thermoclaw.attachment import Attachment, attach, attached_to
 from thermoclaw.diagnosis.finding import Finding
@@ -22,6 +23,7 @@ from thermoclaw.partition import find_partition
 from thermoclaw.quantities import R_IE_CAP
 from thermoclaw.record import Record
 from thermoclaw.snapshot import Snapshot, StepHistory, snapshot_dict
+from thermoclaw.state import count, take, text, untext
 
 _REFUSED = {
     "alpha": "σ* is the plain running median now, so a steady layer has r = 1; drop alpha, and widen the band with "
@@ -154,8 +156,8 @@ class Observer:
     def resume(self, record: Record | None = None, *, step: int | None = None, epoch: int | None = None) -> bool:
         """Continue a run from a checkpoint: the next step is number `step + 1`, with the earlier rows before it.
 
-        Smoothed quantities, the baseline of `r` and the start of `distance` begin anew at the checkpoint: they are not
-        part of a record.
+        For where nothing but a record was kept; `load_state_dict` goes on with everything. Smoothed quantities, the
+        baseline of `r` and the start of `distance` begin anew at the checkpoint: they are not part of a record.
 
         Args:
             record: what was recorded up to the checkpoint; None where nothing was kept.
@@ -187,6 +189,63 @@ class Observer:
             epoch = int(record["epoch"][-1]) if record is not None and len(record) else 0
         self._epoch_start = step
         return self._attachment.resume(record, step=step, epoch=epoch)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that later rows, findings and alarms depend on: put it into the checkpoint of the run.
+
+        Take it after `step`, where the model's and the optimizer's states are taken. Tensors in it are on the host, and
+        `torch.load(..., weights_only=True)` reads it. It waits for the device, and changes neither the training nor
+        what is recorded later. Of a sharded model it is the same on every process, and fits any number of them.
+
+        Returns:
+            Plain data and tensors, with a schema version.
+
+        Example:
+            >>> import torch, thermoclaw
+            >>> def begin():
+            ...     model = torch.nn.Linear(4, 2)
+            ...     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+            ...     return model, optimizer, thermoclaw.Observer(model, optimizer)
+            >>> model, optimizer, observer = begin()
+            >>> model(torch.ones(3, 4)).square().mean().backward(); optimizer.step()
+            >>> _ = observer.step()
+            >>> state = {"model": model.state_dict(), "observer": observer.state_dict()}
+            >>> model, optimizer, observer = begin()  # in another process
+            >>> _ = model.load_state_dict(state["model"])
+            >>> observer.load_state_dict(state["observer"])
+            >>> observer.global_step, len(observer.record())
+            (1, 1)
+        """
+        mine = {
+            "seen_rows": self._seen_rows,
+            "epoch_start": self._epoch_start,
+            "epoch_history": text(self._epoch_history),
+        }
+        return checkpoint.pack("Observer", {"observer": mine, "attachment": self._attachment.state_dict()})
+
+    def load_state_dict(self, state: Any) -> None:
+        """Go on from what `state_dict` returned, as if the run had never been stopped.
+
+        The model's and the optimizer's states may be loaded before or after it.
+
+        Args:
+            state: of an observer with the same settings, of the same model; on whatever device it was.
+
+        Raises:
+            RuntimeError: a step was measured already.
+            StateError: (a ValueError) it is damaged, from a newer version, or of another model or other settings; the
+                message says what differs, and the observer is as it was before.
+        """
+        if self._attachment.has_stepped:
+            raise RuntimeError(
+                "load_state_dict() comes before the first step: call it right after Observer(model, optimizer)"
+            )
+        whole = checkpoint.unpack("Observer", state)
+        mine = take(whole, "observer", dict)
+        seen_rows, epoch_start = count(mine, "seen_rows"), count(mine, "epoch_start")
+        epoch_history = untext(mine, "epoch_history", list)
+        self._attachment.load_state_dict(take(whole, "attachment", dict))
+        self._seen_rows, self._epoch_start, self._epoch_history = seen_rows, epoch_start, epoch_history
 
     # -- in the loop ------------------------------------------------------------------------------------------------
 

@@ -300,8 +300,8 @@ class Record:
             return cls(
                 steps,
                 tuple(LayerInfo.from_json(layer) for layer in header["layers"]),
-                _fit_columns(layer_values, header["layer_columns"], LAYER_COLUMNS),
-                _fit_columns(run_values, header["run_columns"], RUN_COLUMNS),
+                fit_columns(layer_values, header["layer_columns"], LAYER_COLUMNS),
+                fit_columns(run_values, header["run_columns"], RUN_COLUMNS),
                 dict(header["meta"]),
                 tuple(dict(event) for event in header["events"]),
             )
@@ -373,7 +373,7 @@ def _shortest_number(value: float) -> float:
     return float(np.format_float_positional(np.float32(value)))
 
 
-def _fit_columns(values: Array, have: list[str], want: tuple[str, ...]) -> Array:
+def fit_columns(values: Array, have: list[str], want: tuple[str, ...]) -> Array:
     """Reorder a file's columns to this version's; columns the file lacks are NaN, unknown ones are dropped."""
     if list(have) == list(want):
         return values

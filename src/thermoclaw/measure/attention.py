@@ -34,6 +34,10 @@ class AttentionGain:
         """The direction reached."""
         return self._vector
 
+    @vector.setter
+    def vector(self, direction: Tensor) -> None:
+        self._vector.copy_(direction)
+
     def _maps(self) -> tuple[Tensor, Tensor]:
         """W_Q and W_K, outputs first, as they are now."""
         query, key = self._pair.query.detach(), self._pair.key.detach()

@@ -102,6 +102,21 @@ class ExactBackend(UnitReader):
             for x in (*self._history[0], *self._steps[0]):
                 x.masked_fill_(refused, float("nan"))
 
+    def memory(self) -> list[Tensor]:
+        """See `Backend`; of sharded parameters, what this process holds."""
+        nothing = [torch.full_like(x, float("nan")) for x in self._origin]
+        gradients = [*self._history, nothing, nothing, nothing][:3]
+        steps = [*self._steps, nothing][:1]
+        rows = [*gradients, *steps, self._before, self._origin]
+        return [torch.stack([row[u] for row in rows]).cpu() for u in range(len(self.units))]
+
+    def remember(self, memory: list[Tensor]) -> None:
+        """See `Backend`."""
+        # vectors of their own: products of unaligned ones may be rounded otherwise
+        rows = [[x[i].to(self._origin[u], copy=True) for u, x in enumerate(memory)] for i in range(6)]
+        *self._history, step, self._before, self._origin = rows
+        self._steps = [step]
+
     def adopt(self, other: Backend) -> None:
         """See `Backend`."""
         if not isinstance(other, ExactBackend):

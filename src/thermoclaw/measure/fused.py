@@ -35,7 +35,7 @@ from thermoclaw.measure.pieces import (
     widest_chunk,
 )
 from thermoclaw.measure.sharded import Peers, local, local_gradient
-from thermoclaw.measure.sketch import Sketcher, chunk_rows
+from thermoclaw.measure.sketch import Sketcher, chunk_rows, padded, trimmed
 from thermoclaw.measure.sketched import SketchBackend
 from thermoclaw.measure.sums import Backend, UnitReader, flat, row_major
 
@@ -438,6 +438,14 @@ class FusedBackend(UnitReader):
             values = values * chunk_signs(chunk) * table_signs(chunk_shifts(chunk, width, size) + position % width)
         row = torch.zeros(size, device=self.device)
         return row.index_put_((position % size,), values, accumulate=True)
+
+    def memory(self) -> list[Tensor]:
+        """See `Backend`."""
+        return trimmed(self._state, self.sizes)
+
+    def remember(self, memory: list[Tensor]) -> None:
+        """See `Backend`."""
+        self._state.copy_(padded(memory, like=self._state))
 
     def adopt(self, other: Backend) -> None:
         """See `Backend`."""

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from thermoclaw.buffer import History
+from thermoclaw.buffer import MOST_ROWS, History
 from thermoclaw.derive import Derivation
 from thermoclaw.layers import Layout
 from thermoclaw.measure.cadence import Call
@@ -23,6 +23,7 @@ from thermoclaw.measure.hyper import GroupHyper, hyper_rows
 from thermoclaw.measure.probed import ProbedLayers
 from thermoclaw.quantities import LAYER_COLUMNS, RUN_COLUMNS, Array
 from thermoclaw.record import Record
+from thermoclaw.state import count, counts, take
 
 _BYTES_PER_PARAM, _LEAST_BYTES, _MOST_BYTES = 0.03, 4 << 20, 16 << 20
 
@@ -77,7 +78,7 @@ class Intake:
         if history_bytes is None:
             history_bytes = history_budget(sum(layer.num_params for layer in layout.layers))
         row_bytes = len(layout.layers) * len(LAYER_COLUMNS) * np.dtype(dtype).itemsize
-        capacity = int(np.clip(history_bytes // max(row_bytes, 1), 128, 4096))
+        capacity = int(np.clip(history_bytes // max(row_bytes, 1), 128, MOST_ROWS))
         self.history = History(len(layout.layers), capacity=capacity, dtype=dtype)
 
     def bind(self, layout: Layout, norms: Array, *, unit_group: Array) -> None:
@@ -90,6 +91,28 @@ class Intake:
         self._derivation.start_from(norms)
         self._probed.bind(owners, len(layout.layers))
         self.history.widen(len(layout.layers))
+
+    def state_dict(self) -> dict[str, Any]:
+        """The history, what is remembered of earlier rows, and how steps are numbered; of rows that were taken in."""
+        return {
+            "last_step": self.last_step,
+            "start_step": self.start_step,
+            "num_skipped": self.num_skipped,
+            "skipped": [int(call) for call in self._skipped],
+            "derivation": self._derivation.state_dict(),
+            "probed": self._probed.state_dict(),
+            "history": self.history.state_dict(),
+        }
+
+    def load_state_dict(self, state: Any) -> None:
+        """Go on from `state_dict`, with the layers that are bound."""
+        self.history.load_state_dict(take(state, "history", dict))
+        self._derivation.load_state_dict(take(state, "derivation", dict))
+        self._probed.load_state_dict(take(state, "probed", dict))
+        self._skipped = deque(counts(state, "skipped"), maxlen=self._skipped.maxlen)
+        self.last_step, self.start_step = count(state, "last_step"), count(state, "start_step")
+        self.num_skipped = count(state, "num_skipped")
+        self._latest = None
 
     def take(self, raw: Array, run: Array, probes: Array, notes: Sequence[RowNotes]) -> None:
         """Take in rows [B, U, K], their losses and counts of refused steps before them [B, 2], and probes [B, U, C]."""

@@ -11,7 +11,7 @@ import contextlib
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -25,9 +25,11 @@ from thermoclaw.measure.anatomy import survey
 from thermoclaw.measure.cadence import Cadence, Call, Clock
 from thermoclaw.measure.hyper import GroupHyper, device_lrs, read_groups
 from thermoclaw.measure.intake import Intake, RowNotes
+from thermoclaw.measure.match import check, describe, order_of
 from thermoclaw.measure.parts import Part, Parts, widest
 from thermoclaw.measure.sharded import meet
 from thermoclaw.partition import Partition
+from thermoclaw.state import StateError, count, counts, take
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,10 @@ def has_gradient(unit: Unit) -> float:
     return 0.0 if any(getattr(p, "param", p).requires_grad for p in unit.params) else float("nan")
 
 
+def _groups_of(layout: Layout) -> NDArray[Any]:
+    return np.array([unit.group for unit in layout.units])
+
+
 class Meter:
     """Measures an optimizer's steps; see the module's docstring."""
 
@@ -87,16 +93,20 @@ class Meter:
         self._captured: tuple[list[GroupHyper], list[float]] | None = None
         layout = lay_out(model, optimizer, partition=partition)
         double = any(p.dtype in (torch.float64, torch.complex128) for u in layout.units for p in u.params)
-        self.intake = Intake(
-            layout,
-            history_bytes=settings.history_bytes,
-            baseline_steps=settings.baseline_steps,
-            started=bool(getattr(optimizer, "state", None)),
-            estimated_above=None if double or settings.mode == "exact" else settings.sketch_size,
-        )
+        self._estimated_above = None if double or settings.mode == "exact" else settings.sketch_size
+        self.intake = self._make_intake(layout)
         with quiet_math():
             self._bind(layout)
         self._clocks = {kind: self._make_clock() for kind in ("busy", "idle")} if settings.budget is not None else {}
+
+    def _make_intake(self, layout: Layout) -> Intake:
+        return Intake(
+            layout,
+            history_bytes=self.settings.history_bytes,
+            baseline_steps=self.settings.baseline_steps,
+            started=bool(getattr(self._optimizer, "state", None)),
+            estimated_above=self._estimated_above,
+        )
 
     # -- binding ----------------------------------------------------------------------------------------------------
 
@@ -122,7 +132,7 @@ class Meter:
         self._pushed = self._settled = 0
         self._calls.clear()
         self._calls.append(self.cadence.number)
-        self.intake.bind(layout, self._parts.start_norms(), unit_group=np.array([unit.group for unit in layout.units]))
+        self.intake.bind(layout, self._parts.start_norms(), unit_group=_groups_of(layout))
 
     def _rebind_if_changed(self) -> None:
         if self._partition is not None or signature(self._optimizer) == self.layout.signature:
@@ -412,6 +422,79 @@ class Meter:
         self.epoch = epoch
         if step:
             self._parts.forget_start()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the next rows depend on, on the host, when all rows were taken in. Waits."""
+        return {
+            **describe(self.layout, with_places=self.settings.mode == "exact"),
+            "epoch": self.epoch,
+            "cadence": self.cadence.state_dict(),
+            "clocks": {kind: clock.state_dict() for kind, clock in self._clocks.items()},
+            "call": None if self._call is None else list(astuple(self._call)),
+            "calls": list(self._calls),
+            "num_rows": self._pushed,
+            "num_settled": self._settled,
+            "num_refused": int(self._refused),
+            "is_forgotten": self._is_forgotten,
+            "is_interrupted": self._is_interrupted,
+            "parts": self._parts.state_dict(),
+            "intake": self.intake.state_dict(),
+        }
+
+    def load_state_dict(self, state: Any) -> list[str]:
+        """Go on from `state_dict`, before the first step; returns the layers whose probes begin anew.
+
+        Raises:
+            StateError: the state is not one of these units, or damaged; then it is loaded in part.
+        """
+        order = order_of(state, self.layout)
+        if order != tuple(layer.name for layer in self.layout.layers):  # layers that joined late come last
+            layout = lay_out(self._model, self._optimizer, order=order, partition=self._partition)
+            self.intake = self._make_intake(layout)
+            with quiet_math():
+                self._bind(layout)
+        check(state, self.layout, with_places=self.settings.mode == "exact")
+        self.intake = self._make_intake(self.layout)
+        unknown = np.full(len(self.layout.units), np.nan)
+        self.intake.bind(self.layout, unknown, unit_group=_groups_of(self.layout))
+        self.intake.load_state_dict(take(state, "intake", dict))
+        self.cadence.load_state_dict(take(state, "cadence", dict))
+        self._load_clocks(take(state, "clocks", dict))
+        self._load_rows(state)
+        self.epoch = count(state, "epoch")
+        self._is_forgotten, self._is_interrupted = (take(state, f"is_{x}", bool) for x in ("forgotten", "interrupted"))
+        with quiet_math():
+            self._refused.fill_(count(state, "num_refused"))
+            anew = self._parts.load_state_dict(take(state, "parts", dict), num_rows=self._pushed)
+        self._run.continue_from(self._pushed)
+        return list(dict.fromkeys(self.layout.layers[self.layout.units[u].layer].name for u in anew))
+
+    def _load_rows(self, state: Any) -> None:
+        """How many rows there were, and of which calls."""
+        pushed, calls = count(state, "num_rows"), counts(state, "calls")
+        if len(calls) != min(pushed + 1, self._calls.maxlen or 0):
+            raise StateError(f"it has {len(calls)} calls for {pushed} rows")
+        call = take(state, "call", list, type(None))
+        if call is not None and not all(isinstance(value, int) for value in call):
+            raise StateError(f"'call' is {call}")
+        self._call = None if call is None else Call(*call)
+        self._pushed, self._settled = pushed, count(state, "num_settled", most=pushed)
+        self._calls.clear()
+        self._calls.extend(calls)
+        self._notes.clear()
+
+    def _load_clocks(self, state: Any) -> None:
+        """Go on timing, unless the cadence was chosen already."""
+        self._clocks = {}
+        if self.settings.budget is not None and self.cadence.decision is None:
+            self._clocks = {kind: self._make_clock() for kind in ("busy", "idle")}
+            for kind, clock in self._clocks.items():
+                clock.load_state_dict(take(state, kind, dict))
+
+    @property
+    def device(self) -> torch.device:
+        """Where losses are kept."""
+        return self._run.device
 
     def num_bytes(self) -> dict[str, int]:
         """Bytes held: on the devices and on the host."""

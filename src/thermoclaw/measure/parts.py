@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,8 +20,9 @@ from thermoclaw.measure.anatomy import Anatomy
 from thermoclaw.measure.columns import PROBE_COLUMNS, RAW_COLUMNS, SEEN_COLUMNS
 from thermoclaw.measure.exact import ExactBackend
 from thermoclaw.measure.fused import keep_for_graphs, sketching_backend
-from thermoclaw.measure.probe import Probe
+from thermoclaw.measure.probe import Probe, UnitCounts
 from thermoclaw.measure.sums import Backend
+from thermoclaw.state import StateError, array, counts, take
 
 
 def make_backend(units: list[Unit], *, mode: str, size: int) -> Backend:
@@ -179,6 +181,61 @@ class Parts:
         for part in self._parts:
             probes[:, part.places] = part.probe.ring.take(count)
         return probes
+
+    def state_dict(self) -> dict[str, Any]:
+        """What backends and probes remember of each unit, on the host, side by side. Waits."""
+        nothing = torch.zeros(0)
+        memory, counts = (
+            [nothing] * self._num_units,
+            [UnitCounts(nothing, np.zeros(0, np.int64), [], 0.0)] * self._num_units,
+        )
+        for part in self._parts:
+            for place, held, counted in zip(part.places, part.backend.memory(), part.probe.counts(), strict=True):
+                memory[place], counts[place] = held, counted
+        return {
+            "memory": torch.cat([held.reshape(-1) for held in memory]),
+            "silence": torch.cat([x.silence for x in counts]),
+            "silence_rows": [len(x.silence) for x in counts],
+            "observed": np.concatenate([x.observed for x in counts]),
+            "matrices": [len(x.observed) for x in counts],
+            "gains": [vector for x in counts for vector in x.gains],
+            "num_gains": [len(x.gains) for x in counts],
+            "start": np.array([x.start for x in counts]),
+            "is_started": all(part.probe.is_started for part in self._parts),
+        }
+
+    def load_state_dict(self, state: Any, *, num_rows: int) -> list[int]:
+        """Go on from `state_dict`, after so many rows; returns the units whose probes begin anew."""
+        counts = self._counts_in(state)
+        shapes = {
+            place: x.shape for part in self._parts for place, x in zip(part.places, part.backend.memory(), strict=True)
+        }
+        lengths = [shapes[place].numel() for place in range(self._num_units)]
+        memory = torch.as_tensor(array(state, "memory", sum(lengths))).split(lengths)
+        is_started, anew = take(state, "is_started", bool), []
+        for part in self._parts:
+            part.backend.remember([memory[place].view(shapes[place]) for place in part.places])
+            found = part.probe.continue_from([counts[place] for place in part.places], is_started=is_started)
+            anew += [part.places[u] for u in found]
+            for ring in (part.ring, part.probe.ring, part.backend.peers):
+                ring.continue_from(num_rows)
+        return anew
+
+    def _counts_in(self, state: Any) -> list[UnitCounts]:
+        per_unit = {name: counts(state, name) for name in ("silence_rows", "matrices", "num_gains")}
+        if any(len(values) != self._num_units for values in per_unit.values()):
+            raise StateError(f"it has no counts of probes for {self._num_units} units")
+        rows, matrices, num_gains = per_unit.values()
+        silence = torch.as_tensor(array(state, "silence", sum(rows), dtype=np.uint8)).split(rows)
+        observed = np.split(array(state, "observed", sum(matrices), dtype=np.int64), np.cumsum(matrices)[:-1])
+        gains = take(state, "gains", list)
+        if len(gains) != sum(num_gains) or not all(isinstance(x, Tensor) for x in gains):
+            raise StateError(f"'gains' are not {sum(num_gains)} tensors")
+        each, start = iter(gains), array(state, "start", self._num_units)
+        return [
+            UnitCounts(silence[u], observed[u], [next(each) for _ in range(num_gains[u])], float(start[u]))
+            for u in range(self._num_units)
+        ]
 
     def num_bytes(self) -> int:
         """Bytes held on the devices."""

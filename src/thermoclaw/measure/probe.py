@@ -13,6 +13,7 @@ Legend: U units, C probe columns, R rows of all matrices.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -27,10 +28,20 @@ from thermoclaw.measure.columns import PROBE, PROBE_COLUMNS
 from thermoclaw.measure.ends import Ends
 from thermoclaw.measure.native_rows import NativeRows
 from thermoclaw.measure.rows import TorchRows, likeness, squares
+from thermoclaw.state import StateError
 
 SILENT, DEAD = 3, 12  # probes in a row without any gradient
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.complex64, torch.complex128)
+
+
+class UnitCounts(NamedTuple):
+    """What probes remember of a unit."""
+
+    silence: Tensor  # by row, probes in a row without any gradient
+    observed: NDArray[np.int64]  # by matrix, probes with a gradient
+    gains: list[Tensor]  # by pair of query and key, the direction reached
+    start: float  # √(mean W² · fan-in) of the layer's matrix at the start; NaN once it was told
 
 
 class Probe:
@@ -79,7 +90,8 @@ class Probe:
         found = [(m.unit, anatomy.queries[key]) for key, m in held.items() if key in anatomy.queries]
         pairs = [(u, pair) for u, pair in found if id(pair.key) in held and _is_alike(pair.query, pair.key)]
         self._gains = [AttentionGain(pair) for _, pair in pairs]
-        self._gain_units = _on(device, [u for u, _ in pairs], torch.int64)
+        self._gain_at = [u for u, _ in pairs]
+        self._gain_units = _on(device, self._gain_at, torch.int64)
         self._ends = Ends(self._matrices, anatomy)
         self._native = NativeRows(self._matrices, self._weights) if device.type == "cpu" else None
         self._torch: TorchRows | None = None
@@ -111,6 +123,52 @@ class Probe:
     def forget_start(self) -> None:
         """The run began before this process: how it began is not known."""
         self._start = None
+
+    @property
+    def is_started(self) -> bool:
+        """Whether it was told how the weights began, or never will be."""
+        return self._start is None
+
+    def counts(self) -> list[UnitCounts]:
+        """What is remembered of earlier probes, by unit, on the host. Waits."""
+        start = np.full(len(self._can_read), np.nan)
+        if self._start is not None:
+            start[[m.unit for m in self._weights]] = self._start.cpu().numpy()
+        silence = self._silence.cpu().split(self._per_unit([m.sheet.rows for m in self._matrices]))
+        observed = np.split(self._observed, np.cumsum(self._per_unit())[:-1])
+        gains: list[list[Tensor]] = [[] for _ in start]
+        for u, gain in zip(self._gain_at, self._gains, strict=True):
+            gains[u].append(gain.vector.cpu())
+        return [UnitCounts(*held) for held in zip(silence, observed, gains, start.tolist(), strict=True)]
+
+    def continue_from(self, counts: Sequence[UnitCounts], *, is_started: bool) -> list[int]:
+        """Go on from `counts`; returns the units that begin anew, as nobody probed them before.
+
+        Raises:
+            StateError: the counts are of other units.
+        """
+        mine = self.counts()
+        joined = [x if len(x.observed) else y for x, y in zip(counts, mine, strict=True)]
+        for u, (x, y) in enumerate(zip(joined, mine, strict=True)):
+            if len(y.observed) and [g.shape for g in x.gains] + [x.silence.shape, x.observed.shape] != [
+                *(g.shape for g in y.gains), y.silence.shape, y.observed.shape,
+            ]:  # fmt: skip
+                raise StateError(f"the counts of probes of unit {u} are those of other matrices")
+        known = [x for x, y in zip(joined, mine, strict=True) if len(y.observed)]
+        if known:
+            self._silence.copy_(torch.cat([x.silence for x in known]))
+            self._observed = np.concatenate([x.observed for x in known])
+        for gain, vector in zip(self._gains, [g for x in known for g in x.gains], strict=True):
+            gain.vector = vector
+        if is_started:
+            self._start = None
+        elif self._weights:
+            self._start = _on(self._device, [counts[m.unit].start for m in self._weights], self._dtype)
+        return [u for u, (x, y) in enumerate(zip(counts, mine, strict=True)) if len(y.observed) > len(x.observed)]
+
+    def _per_unit(self, numbers: Sequence[int] | None = None) -> list[int]:
+        """Sums over the matrices of each unit, which lie next to one another; their count by default."""
+        return [int(n) for n in np.bincount(self._unit, weights=numbers, minlength=len(self._can_read))]
 
     def _start_gains(self, known: set[int]) -> Tensor | None:
         """√(mean W² · fan-in) of the layers' matrices, NaN for those that were known before."""

@@ -6,6 +6,7 @@ Legend: B rows, U units, L layers, C probe columns.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from thermoclaw.derive import LayerSums
 from thermoclaw.measure.columns import PROBE, SEEN, SEEN_COLUMNS
 from thermoclaw.quantities import Array
+from thermoclaw.state import array
 
 _SHARES = {"grad_zeros": ("zeros", "numbers"), "silent_rows": ("silent", "silent_of"), "dead_rows": ("dead", "dead_of")}
 _SINGLE = ("row_likeness", "attention_gain", "start_gain", "input_scale", "output_drift")  # of one unit of a layer
@@ -31,6 +33,14 @@ class ProbedLayers:
         self._sums = LayerSums(unit_layer, num_layers)
         extra = num_layers - len(self._start)
         self._start = np.pad(self._start, (0, extra), constant_values=np.nan)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the next probe tells."""
+        return {"start": self._start}
+
+    def load_state_dict(self, state: Any) -> None:
+        """Go on from `state_dict`."""
+        self._start = array(state, "start", len(self._start))
 
     def columns(
         self, values: Array, seen: Sequence[NDArray[np.float64] | None], refused: NDArray[np.bool_]

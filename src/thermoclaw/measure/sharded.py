@@ -182,6 +182,11 @@ class Peers:
         """Before the first step: look at marks in blocks of so many steps."""
         self._marks = DeviceRing((len(self._buckets),), block=block, device=self._device, dtype=torch.float32)
 
+    def continue_from(self, count: int) -> None:
+        """Count marks from so many steps on, in all of which everybody took part."""
+        assert self._marks is not None
+        self._marks.continue_from(count)
+
     def _mark(self, counts: list[Tensor]) -> None:
         assert self._marks is not None
         self._marks.next_row().copy_(torch.stack(counts))

@@ -15,6 +15,8 @@ Legend: N elements of a unit, p sketch size, w chunk width.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -192,3 +194,17 @@ class Sketcher:
             chunk = torch.div(position, width, rounding_mode="floor")
             values = values * self.signs[shifts[chunk] + position % width] * factors[chunk]
         out.index_add_(0, position % self.size, values)
+
+
+def trimmed(state: Tensor, sizes: Sequence[Sequence[int]]) -> list[Tensor]:
+    """Sketches of each unit on the host, without buckets that nothing falls into: [U, slots, p] → U of [slots, ≤ p]."""
+    held = state.cpu()
+    return [held[u, :, : sum(row)].clone() for u, row in enumerate(sizes)]
+
+
+def padded(sketches: Sequence[Tensor], *, like: Tensor) -> Tensor:
+    """The opposite of `trimmed`, on the device and in the numbers of `like`."""
+    out = torch.zeros(len(sketches), len(sketches[0]), like.shape[-1], dtype=like.dtype)
+    for u, x in enumerate(sketches):
+        out[u, :, : x.shape[1]] = x
+    return out.to(like.device)

@@ -15,7 +15,7 @@ from thermoclaw.layers import Unit
 from thermoclaw.measure.columns import RAW
 from thermoclaw.measure.native import NativePass
 from thermoclaw.measure.sharded import Peers
-from thermoclaw.measure.sketch import Sketcher
+from thermoclaw.measure.sketch import Sketcher, padded, trimmed
 from thermoclaw.measure.sums import Backend, UnitReader, flat_index
 
 NUM_GRADIENTS, NUM_STEPS, NUM_PARAMETERS = 4, 2, 2
@@ -154,6 +154,18 @@ class SketchBackend(UnitReader):
         out[:, RAW["d_p"]] = (step * old).sum(1).to(self.wide)
         out[:, RAW["ps_ps"]] = (old * old).sum(1).to(self.wide)
         out[:, RAW["f_f"]] = (drift * drift).sum(1).to(self.wide)
+
+    def _memory_slots(self) -> list[int]:
+        gradients = [self._slot(self._G, NUM_GRADIENTS, lag) for lag in (1, 2, 3)]
+        return [*gradients, self._slot(self._D, NUM_STEPS, 1), self._slot(self._P, NUM_PARAMETERS, 1), self._ORIGIN]
+
+    def memory(self) -> list[Tensor]:
+        """See `Backend`."""
+        return trimmed(self._state[:, self._memory_slots()], self.sizes)
+
+    def remember(self, memory: list[Tensor]) -> None:
+        """See `Backend`."""
+        self._state[:, self._memory_slots()] = padded(memory, like=self._state)
 
     def adopt(self, other: Backend) -> None:
         """See `Backend`."""

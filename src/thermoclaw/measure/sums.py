@@ -48,6 +48,12 @@ class Backend(Protocol):
     def num_bytes(self) -> int:
         """Bytes held between steps."""
 
+    def memory(self) -> list[Tensor]:
+        """What is remembered of each unit [6, n], on the host: g₁ g₂ g₃ Δ₁ θ⁻ θ₀, NaN where unknown. Waits."""
+
+    def remember(self, memory: list[Tensor]) -> None:
+        """Go on from what a backend of the same mode remembered, on whatever device and however sharded it was."""
+
     def adopt(self, other: Backend) -> None:
         """Take over the memory of units that both know (after parameters were added or replaced)."""
 
