@@ -14,7 +14,7 @@ REFUTED_BY = {
     "lost_updates": "the share of weights that differ, bit by bit, before and after a step is near one",
     "underflow": "with a loss scale a thousand times larger the share of exact zeros in the gradient stays",
     "epsilon_dominates": "with eps = 1e-8 and the same rate the steps keep their length",
-    "over_clipping": "with max_norm ten times larger the loss after a hundred steps is no lower",
+    "over_clipping": "with max_norm (or clip_value) ten times larger the loss after a hundred steps is no lower",
     "lr_too_low": "with a rate ten times higher the loss after fifty steps is no lower",
     "lr_too_high": "with a third of the rate, from the same checkpoint, the loss does not come out lower",
     "momentum_too_high": "with momentum 0.9 the alignment of steps and gradients does not rise",

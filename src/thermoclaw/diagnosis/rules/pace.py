@@ -7,7 +7,7 @@ import numpy as np
 from thermoclaw.diagnosis.finding import Finding
 from thermoclaw.diagnosis.remedies import Remedy
 from thermoclaw.diagnosis.selection import tell, two_digits
-from thermoclaw.diagnosis.signals import Mask, average, held, trailing_mean
+from thermoclaw.diagnosis.signals import Mask, average, held, trailing_max, trailing_mean, trailing_min
 from thermoclaw.diagnosis.view import View, view_of
 from thermoclaw.quantities import Array
 from thermoclaw.record import Record
@@ -15,9 +15,11 @@ from thermoclaw.record import Record
 LOW_REACH, LOW_ROWS, LOW_GAIN = -0.4, 40, 0.02
 LOW_UPDATE, LOW_PACE, LOW_PACE_HIGH = 2e-4, 3.0, 25.0
 LOW_TINY, LOW_REACH_TINY = 2e-5, -0.2  # such steps are too short whatever the noise
+LATE_ROWS, LATE_UPDATE, LATE_GAIN, LATE_REACH, LATE_PACE = 100, 6e-4, 0.01, -0.25, 10.0  # nothing gained for long
 LOW_TARGET = 3e-3  # update ratio that the advice aims at: between fine-tuning and small models from scratch
 CLIPPED_UPDATE, CLIPPED_GAIN = 6e-4, 0.15
 CLIP_SPREAD, CLIP_ROWS = 1e-3, 20
+VALUE_SPREAD, VALUE_PROBES = 1.03, 4  # nothing but clipping gives all layers gradient elements of one size
 
 
 def _crawling(view: View, *, update: float = LOW_UPDATE, gain: float = LOW_GAIN) -> tuple[Mask, Array] | None:
@@ -42,6 +44,9 @@ def _crawling(view: View, *, update: float = LOW_UPDATE, gain: float = LOW_GAIN)
         & (view.lr > 0)
     )
     where &= np.arange(len(record)) >= LOW_ROWS
+    nothing = first - trailing_mean(record.loss, 20) < LATE_GAIN * abs(first)
+    late = (view.reach < LATE_REACH) & (ratio < LATE_UPDATE) & nothing & (pace > LATE_PACE) & ~rising & (view.lr > 0)
+    where |= late & (np.arange(len(record)) >= LATE_ROWS)
     return np.asarray(where & np.isfinite(pace)), pace
 
 
@@ -53,6 +58,23 @@ def is_clipped(view: View) -> Mask:
     return np.asarray(trailing_mean(same.astype(float), CLIP_ROWS) > 0.9)
 
 
+def clip_value(view: View) -> Array:
+    """The size that every gradient element has had for some probes, as clipping by value makes it, [T]; else NaN."""
+    zeros = view.optional("grad_zeros")
+    value = np.full(len(zeros), np.nan)
+    probed = np.flatnonzero(np.isfinite(zeros).any(axis=1))
+    if view.big.sum() < 2 or len(probed) < VALUE_PROBES:
+        return value
+    with np.errstate(divide="ignore", invalid="ignore"):
+        size = (np.sqrt(view.record["grad_sq"] / view.sizes / (1.0 - zeros)))[probed][:, view.big]
+    low, high = trailing_min(size.min(axis=1), VALUE_PROBES), trailing_max(size.max(axis=1), VALUE_PROBES)
+    hit = (high < VALUE_SPREAD * low) & (low > 0) & (np.arange(len(probed)) >= VALUE_PROBES - 1)
+    for row, at in zip(probed[hit], np.flatnonzero(hit), strict=True):
+        until = probed[at + 1] if at + 1 < len(probed) else len(value)
+        value[row:until] = high[at]
+    return value
+
+
 def lr_too_low(record: Record) -> Finding | None:
     """The gradient keeps its direction over many steps, the steps follow it, and the loss hardly moves."""
     view = view_of(record)
@@ -60,7 +82,7 @@ def lr_too_low(record: Record) -> Finding | None:
     if found is None or view.loss is None:
         return None
     where, pace = found
-    span = held(where & (view.is_unit_size | ~is_clipped(view)), 8)
+    span = held(where & (view.is_unit_size | ~(is_clipped(view) | np.isfinite(clip_value(view)))), 8)
     if span is None:
         return None
     row = span[1]
@@ -70,7 +92,7 @@ def lr_too_low(record: Record) -> Finding | None:
     return tell(
         record,
         "lr_too_low",
-        "HIGH" if pace[row] > LOW_PACE_HIGH else "MEDIUM",
+        "HIGH" if pace[row] > LOW_PACE_HIGH and ratio < LOW_UPDATE else "MEDIUM",
         (0, row),
         title="learning rate too low",
         seen=f"After {int(record.steps[row])} steps {max(gained, 0.0):.1%} of the loss is gained. A step changes a "
@@ -80,7 +102,13 @@ def lr_too_low(record: Record) -> Finding | None:
         meaning="The steps are far shorter than the region in which the gradient holds.",
         advice=f"Raise the learning rate from {rate:.3g} to about {two_digits(rate * factor):.2g} (an update of about "
         f"{LOW_TARGET:g} of the weights), with a short warm-up. On a well pre-trained model a slow pace may be what "
-        "you want.",
+        "you want."
+        + (
+            " If that rate is usual for such a model, look for what flattens the loss: a softmax or sigmoid before a "
+            "loss that applies its own."
+            if ratio > LOW_UPDATE
+            else ""
+        ),
         source="Karpathy 2019 (update ratio about 1e-3); descent measured on the next batch, docs: theory, overshoot",
         evidence={
             "update_ratio": ratio,
@@ -101,12 +129,19 @@ def over_clipping(record: Record) -> Finding | None:
     if found is None or view.loss is None:
         return None
     where, pace = found
-    clipped = is_clipped(view)
-    span = held(where & clipped, 8)
+    each = clip_value(view)
+    span = held(where & (is_clipped(view) | np.isfinite(each)), 8)
     if span is None:
         return None
     row = span[1]
-    norm, ratio = float(view.grad[row]), float(trailing_mean(view.update_ratio, 20)[row])
+    by_value = bool(np.isfinite(each[row]))
+    norm, ratio = float(each[row] if by_value else view.grad[row]), float(trailing_mean(view.update_ratio, 20)[row])
+    knob = "clip_value" if by_value else "max_norm"
+    seen = (
+        f"In every layer the gradient elements that are not zero are {norm:.3g} in size, as clipping by value makes them"
+        if by_value
+        else f"The gradient norm was {norm:.3g} at every one of the last {CLIP_ROWS} steps, as clipping makes it"
+    )
     value = two_digits(norm * float(np.clip(1e-3 / max(ratio, 1e-12), 3.0, 3000.0)))
     return tell(
         record,
@@ -114,12 +149,11 @@ def over_clipping(record: Record) -> Finding | None:
         "HIGH" if pace[row] > LOW_PACE_HIGH else "MEDIUM",
         (0, row),
         title="clipping holds every step back",
-        seen=f"The gradient norm was {norm:.3g} at every one of the last {CLIP_ROWS} steps, as clipping makes it, and "
-        f"a step changes a typical layer by {ratio:.1e} of its norm: at this pace a tenth of the loss takes "
-        f"{pace[row] * record['step'][row]:,.0f} steps.",
-        meaning="With every gradient cut, lr × max_norm is the real step length, and it is too short.",
-        advice=f"Raise max_norm from {norm:.3g} to about {value:.2g}, so that only outliers are cut (fewer than half "
+        seen=f"{seen}, and a step changes a typical layer by {ratio:.1e} of its norm: at this pace a tenth of the loss "
+        f"takes {pace[row] * record['step'][row]:,.0f} steps.",
+        meaning=f"With every gradient cut, lr × {knob} is the real step length, and it is too short.",
+        advice=f"Raise {knob} from {norm:.3g} to about {value:.2g}, so that only outliers are cut (fewer than half "
         "of the steps).",
         source="Tuning Playbook (Godbole et al. 2023): clipping more than half of the updates",
-        evidence={"max_norm": norm, "update_ratio": ratio, "steps_for_a_tenth": float(pace[row] * record["step"][row])},
+        evidence={knob: norm, "update_ratio": ratio, "steps_for_a_tenth": float(pace[row] * record["step"][row])},
     )
