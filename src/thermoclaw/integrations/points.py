@@ -30,20 +30,27 @@ class Points:
         self._shown = start  # the newest row that a point has looked at
 
     def due(self, *, closing: bool = False) -> Iterator[tuple[int, dict[str, float]]]:
-        """Step and numbers of each point that is due, each once; `closing` adds the last step. Never waits."""
-        on_host = self._observer.rows_on_host()
+        """Step and numbers of each point that is due, each once. Never waits, except for `closing`.
+
+        Args:
+            closing: bring the last rows to the host, and add a point for the last step.
+        """
+        whole = self._observer.record() if closing else None
+        on_host = whole.num_steps if whole is not None else self._observer.rows_on_host()
         steps = list(range((self._last // self._every + 1) * self._every, on_host + 1, self._every))
         if closing and on_host > self._last and on_host not in steps:
             steps.append(on_host)
         for step in steps:
             width, self._last = step - self._last, step
-            record = self._record(step)
+            record = self._record(whole, step)
             if len(record) and record.num_steps > self._shown:
                 self._shown = record.num_steps
                 yield step, self._point(record, step, width)
 
-    def _record(self, step: int) -> Record:
-        return self._observer.record_on_host(start=step - rows_needed(self._every) + 1).rows(stop=step + 1)
+    def _record(self, whole: Record | None, step: int) -> Record:
+        start = step - rows_needed(self._every) + 1
+        record = self._observer.record_on_host(start=start) if whole is None else whole
+        return record.rows(start=start, stop=step + 1)
 
     def _point(self, record: Record, step: int, width: int) -> dict[str, float]:
         values = scalars(record, steps=min(self._every, width), split=self._split)

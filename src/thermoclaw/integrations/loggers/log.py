@@ -129,7 +129,6 @@ class Log:
         What was handed over, such as a writer or a run, stays open.
         """
         if not self.closed:
-            self.observer.record()  # brings the last rows to the host
             self._advance(True)
 
     def __enter__(self) -> Log:
@@ -164,7 +163,7 @@ class Log:
             self._end()
 
     def _send_picture(self) -> None:
-        record = self.observer.record_on_host()
+        record = self.observer.record()
         if record.num_steps <= self._start:
             return
         try:
