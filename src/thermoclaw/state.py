@@ -47,7 +47,8 @@ def array(state: Any, name: str, *shape: int | None, dtype: DTypeLike = np.float
     if not isinstance(state, Mapping) or name not in state:
         raise StateError(f"it lacks {name!r}")
     value = state[name]
-    if not hasattr(value, "shape") or not hasattr(value, "__array__"):
+    value = value.numpy() if hasattr(value, "numpy") else value
+    if not isinstance(value, np.ndarray):
         raise StateError(f"{name!r} is a {type(value).__name__}, not a tensor")
     found = tuple(value.shape)
     if len(found) != len(shape) or any(want not in (None, have) for have, want in zip(found, shape, strict=True)):
