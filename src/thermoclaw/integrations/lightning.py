@@ -9,9 +9,8 @@ the place at which Lightning logs the same batch, and writes the results.
 from __future__ import annotations
 
 import functools
-import importlib
 import logging
-import sys
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,9 +20,11 @@ from torch import Tensor, nn
 
 from thermoclaw.diagnosis.finding import CONFIDENCES, Finding
 from thermoclaw.diagnosis.report import Report
+from thermoclaw.integrations.lightning_trainer import check_strategy, first_of, measures, package, results_folder, say
 from thermoclaw.integrations.never_stops import never_stops
 from thermoclaw.integrations.watch import Watch, optimizer_names
 from thermoclaw.observer import Observer
+from thermoclaw.state import StateError
 
 logger = logging.getLogger("thermoclaw")
 
@@ -31,21 +32,10 @@ VAL_LOSSES = ("val_loss", "val/loss", "valid_loss", "valid/loss", "validation_lo
 VAL_ACCURACIES = ("val_acc", "val/acc", "val_accuracy", "val/accuracy", "valid_acc", "valid/acc")
 
 
-def _lightning() -> Any:
-    """The package that the program has loaded, or else the one that is there."""
-    names = ("lightning.pytorch", "pytorch_lightning")
-    for name in (*(name for name in names if name in sys.modules), *names):
-        try:
-            return importlib.import_module(name)
-        except ModuleNotFoundError:
-            continue
-    raise ImportError("the callback for Lightning needs lightning: pip install 'thermoclaw[lightning]'")
-
-
 if TYPE_CHECKING:
     from lightning import pytorch as pl
 else:
-    pl = _lightning()
+    pl = package()
 
 
 class ThermoclawLightning(pl.Callback):
@@ -108,12 +98,15 @@ class ThermoclawLightning(pl.Callback):
         self.mode, self.every, self.quiet, self.strict = mode, every, quiet, strict
         self.off = False
         self._watches: list[Watch] = []
+        self._restored: dict[str, Any] | None = None
+        self._trainer: weakref.ref[Any] | None = None
         self._folder: Path | None = None
         self._begins_anew()
 
     def _begins_anew(self) -> None:
         """What belongs to one call of `fit`, as it is before it."""
         self.off = False
+        self._loss_keys: dict[str, str | None] = {}  # by name of the optimizer
         self._backward: Tensor | None = None  # losses since the last step, where training_step may return none
         self._muted: set[int] = set()  # loggers that failed
         self._is_validated = self._wants_stop = self._is_running = False
@@ -148,6 +141,24 @@ class ThermoclawLightning(pl.Callback):
 
     # -- the trainer's hooks ------------------------------------------------------------------------------------------
 
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Forget a checkpoint that was loaded for something else than to go on training."""
+        self._restored = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """For the checkpoint: what every observer goes on from. Waits for the device."""
+        try:
+            return {watch.name: watch.state_dict() for watch in self._watches}
+        except Exception:
+            if self.strict:
+                raise
+            logger.exception("thermoclaw: the checkpoint is saved without thermoclaw's state")
+            return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keep the state of a checkpoint until training begins and there are optimizers."""
+        self._restored = state_dict
+
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Attach to the optimizers, which have been restored from a checkpoint by now."""
         folder = trainer.log_dir  # on every process: they agree on it
@@ -157,16 +168,19 @@ class ThermoclawLightning(pl.Callback):
 
     @never_stops
     def _begin(self, trainer: Any, module: nn.Module, folder: str | None) -> None:
-        self._watches = []
-        if not _measures(trainer, module):
+        restored, last_fit = self._restored, self._of_last_fit(trainer)
+        earlier = last_fit if restored is None else restored
+        self._restored, self._watches = None, []
+        if not measures(trainer, module):
             return  # gradients are the same on every process
-        self._folder = self._results_folder(trainer, folder)
+        self._folder = results_folder(trainer, self.output_dir, folder)
         optimizers = list(trainer.optimizers)
         names = optimizer_names(module, optimizers)
         every = trainer.log_every_n_steps if self.log_every is None else self.log_every
-        for name, optimizer in zip(names, optimizers, strict=True):
+        keys = self._chosen_losses(len(optimizers))
+        for number, (name, optimizer) in enumerate(zip(names, optimizers, strict=True)):
             try:
-                _check_strategy(trainer)
+                check_strategy(trainer)
                 observer = Observer(module, optimizer, mode=self.mode, every=self.every, strict=self.strict)
             except (TypeError, ValueError) as error:
                 if self.strict:
@@ -174,30 +188,47 @@ class ThermoclawLightning(pl.Callback):
                 which = f"the optimizer {name}" if name else "this run"
                 logger.warning("thermoclaw: %s is not observed: %s", which, error)
                 continue
-            if trainer.global_step and len(optimizers) == 1:
-                observer.resume(step=trainer.global_step)
             watch = Watch(observer, name=name, every=every or 0, split=self.enable_entropy_split)
+            if trainer.global_step:
+                self._continue(watch, earlier.get(name), step=trainer.global_step if len(optimizers) == 1 else 0)
+                if restored is None:
+                    with observer.paused():
+                        pass  # anything may have been done to the weights since
             observer.on_alarm(functools.partial(self._hear, trainer, watch))
             self._watches.append(watch)
+            self._loss_keys[name] = keys[number] if number < len(keys) else None
         self._is_running = True
+        self._trainer = weakref.ref(trainer)
 
-    def _results_folder(self, trainer: Any, log_dir: str | None) -> Path | None:
-        """Where the results go; None for nowhere."""
-        folder = self.output_dir if self.output_dir is not None else log_dir or trainer.default_root_dir
-        if trainer.fast_dev_run or not trainer.is_global_zero:
-            return None
-        if "://" in str(folder):
-            logger.warning("thermoclaw: no files are written to %s: give a local folder as output_dir", folder)
-            return None
-        return Path(folder)
+    def _chosen_losses(self, num_optimizers: int) -> Sequence[str | None]:
+        """By optimizer, the key of its loss."""
+        if self.loss is not None and not isinstance(self.loss, str):
+            return self.loss
+        return [self.loss or "loss"] if num_optimizers == 1 else []
+
+    def _of_last_fit(self, trainer: Any) -> dict[str, Any]:
+        """The states to go on from where the same trainer is asked to fit on."""
+        if self._trainer is None or self._trainer() is not trainer:
+            return {}
+        return {watch.name: watch.state_dict() for watch in self._watches}
+
+    def _continue(self, watch: Watch, state: Any, *, step: int) -> None:
+        """Go on from a checkpoint, or number the steps from where it was made."""
+        try:
+            if state is None:
+                raise StateError("nothing of thermoclaw was kept from before")
+            watch.load_state_dict(state)
+        except StateError as error:
+            watch.resume(step=step)
+            logger.warning("thermoclaw: the record begins after step %d, as %s", step, error)
 
     @never_stops
     def on_before_backward(self, trainer: Any, pl_module: Any, loss: Tensor) -> None:
         """In manual optimization: add up what is differentiated, for a `training_step` that returns no loss."""
-        if len(self._watches) != 1 or pl_module.automatic_optimization or self.loss is not None:
+        if pl_module.automatic_optimization or self.loss is not None or self._loss_keys != {"": "loss"}:
             return
         scaler = getattr(trainer.precision_plugin, "scaler", None)
-        loss = loss.detach().float()
+        loss = _wide(loss.detach())
         if scaler is not None:
             loss = loss / scaler.scale(torch.ones_like(loss))
         self._backward = loss if self._backward is None else self._backward + loss
@@ -206,29 +237,19 @@ class ThermoclawLightning(pl.Callback):
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Give the rows just measured their losses, and the loggers what is due. Never waits for the device."""
         place = getattr(trainer.fit_loop.epoch_loop, "_batches_that_stepped", trainer.global_step)
-        for number, watch in enumerate(self._watches):
-            stepped = watch.has_stepped()
-            if stepped:
-                watch.places.note(watch.observer.global_step, place)
-            if stepped or pl_module.automatic_optimization:
-                watch.observer.step(loss=self._loss_of(number, trainer, pl_module, outputs, stepped=stepped))
-        self._log(trainer)
-
-    def _loss_of(self, number: int, trainer: Any, module: Any, outputs: Any, *, stepped: bool) -> Any:
-        """The loss of an optimizer's step, or of a part of it, on its device."""
         outputs = outputs if isinstance(outputs, dict) else {}
-        if self.loss is not None and not isinstance(self.loss, str):
-            key = self.loss[number] if number < len(self.loss) else None
-            return outputs.get(key) if key is not None else None
-        if len(self._watches) > 1:
-            return None
-        loss = outputs.get(self.loss or "loss")
-        if module.automatic_optimization:
-            parts = trainer.accumulate_grad_batches
-            is_divided = loss is not None and parts > 1 and self.loss in (None, "loss")
-            return loss.float() * parts if is_divided else loss
-        backward, self._backward = self._backward, None if stepped else self._backward
-        return loss if loss is not None else backward
+        parts = trainer.accumulate_grad_batches if pl_module.automatic_optimization and self.loss is None else 1
+        for watch in self._watches:
+            loss = outputs.get(self._loss_keys[watch.name])
+            if loss is not None and parts > 1:
+                loss = _wide(loss) * parts  # Lightning has divided it
+            if watch.has_stepped():
+                watch.places.note(watch.observer.global_step, place)
+                loss, self._backward = self._backward if loss is None else loss, None
+                watch.observer.step(loss=loss)
+            elif pl_module.automatic_optimization:
+                watch.observer.step(loss=loss)
+        self._log(trainer)
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         """Note that there are new validation figures; of several processes, agree on stopping."""
@@ -246,7 +267,7 @@ class ThermoclawLightning(pl.Callback):
         metrics = trainer.callback_metrics if self._is_validated else {}
         self._is_validated = False
         losses = VAL_LOSSES if self.val_loss is None else (self.val_loss,)
-        val_loss, val_acc = _first(metrics, losses), _first(metrics, VAL_ACCURACIES)
+        val_loss, val_acc = first_of(metrics, losses), first_of(metrics, VAL_ACCURACIES)
         for watch in self._watches:
             watch.close_epoch(val_loss=val_loss, val_acc=val_acc)
 
@@ -277,6 +298,10 @@ class ThermoclawLightning(pl.Callback):
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Leave nothing on the optimizers."""
         self.detach()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Settings alone: a copy, as a spawned process gets it, begins with no run."""
+        return {**vars(self), "_watches": [], "_restored": None, "_trainer": None, "_backward": None}
 
     # -- what the hooks need ------------------------------------------------------------------------------------------
 
@@ -322,32 +347,10 @@ class ThermoclawLightning(pl.Callback):
             trainer.should_stop = True
 
     def _say(self, trainer: Any, text: str) -> None:
-        """Print above the progress bar, or where Lightning prints."""
-        if self.quiet or not trainer.is_global_zero:
-            return
-        bar = trainer.progress_bar_callback
-        if bar is not None and getattr(bar, "is_enabled", False):
-            try:
-                bar.print(text)
-            except UnicodeError:
-                bar.print(text.encode("ascii", "replace").decode())
-        else:
-            pl.utilities.rank_zero.rank_zero_info(text)
+        if not self.quiet:
+            say(trainer, text)
 
 
-def _measures(trainer: Any, module: nn.Module) -> bool:
-    """Whether this process measures: the main one, and of a sharded model all."""
-    return trainer.is_global_zero or any(hasattr(p, "device_mesh") for p in module.parameters())
-
-
-def _check_strategy(trainer: Any) -> None:
-    """Raise ValueError with the reason when a run cannot be observed."""
-    if "DeepSpeed" in type(trainer.strategy).__name__:
-        raise ValueError(
-            "Lightning's DeepSpeed strategy is not supported yet; training goes on as it would without the callback"
-        )
-
-
-def _first(metrics: Any, names: Sequence[str]) -> float | None:
-    """The first of these metrics that is there. Waits for the device."""
-    return next((float(metrics[name]) for name in names if name in metrics), None)
+def _wide(loss: Tensor) -> Tensor:
+    """In single precision at least."""
+    return loss.to(torch.promote_types(loss.dtype, torch.float32))

@@ -16,13 +16,19 @@ from thermoclaw.integrations.points import Points
 from thermoclaw.integrations.scalars import PREFIX
 from thermoclaw.observer import Observer
 from thermoclaw.record import Record
+from thermoclaw.state import count, take
 
 
 class Places:
     """Where a framework's own charts have the optimizer's steps; kept for steps whose points are still to come."""
 
-    def __init__(self) -> None:
-        self._runs: deque[tuple[int, int, int]] = deque(maxlen=4096)  # first and last step, place of the first
+    def __init__(self, state: Sequence[Sequence[int]] = ()) -> None:
+        runs = ((first, last, at) for first, last, at in state)
+        self._runs: deque[tuple[int, int, int]] = deque(runs, maxlen=4096)  # first and last step, place of the first
+
+    def state(self) -> list[list[int]]:
+        """What the constructor takes."""
+        return [list(run) for run in self._runs]
 
     def note(self, step: int, place: int) -> None:
         """The steps since the last note, up to this one, are at this place."""
@@ -58,9 +64,15 @@ class Watch:
         self.places = Places()
         self.report: Report | None = None
         self._every, self._split = every, split
-        self._first_step = self._epoch_step = observer.global_step
-        self._rows = observer.rows_measured()
-        self._points = Points(observer, every=every, split=split, start=observer.global_step) if every else None
+        self._start(told=observer.global_step)
+
+    def _start(self, *, told: int) -> None:
+        """From here on; `told`: the last step that had a point."""
+        self._told = told
+        self._first_step = self._epoch_step = self.observer.global_step
+        self._rows = self.observer.rows_measured()
+        points = Points(self.observer, every=self._every, split=self._split, start=told) if self._every else None
+        self._points = points
 
     def has_stepped(self) -> bool:
         """Whether the optimizer has stepped since the last call. Never waits."""
@@ -70,10 +82,34 @@ class Watch:
     def points(self, *, closing: bool = False) -> Iterator[tuple[int, dict[str, float]]]:
         """Place and numbers of each point that is due, each once; `closing` adds the last step. Never waits."""
         for step, values in self._points.due(closing=closing) if self._points is not None else ():
-            place = self.places.of(step)
+            place, self._told = self.places.of(step), step
             if self.name:
                 values = {f"{PREFIX}{self.name}/{key.removeprefix(PREFIX)}": x for key, x in values.items()}
             yield place, values
+
+    # -- going on -----------------------------------------------------------------------------------------------------
+
+    def resume(self, *, step: int) -> None:
+        """Number the next step `step + 1`."""
+        self.observer.resume(step=step)
+        self._start(told=step)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What to go on from. Waits for the device."""
+        return {"observer": self.observer.state_dict(), "told": self._told, "places": self.places.state()}
+
+    def load_state_dict(self, state: Any) -> None:
+        """Go on from `state_dict`.
+
+        Raises:
+            StateError: it does not fit; the observer is as it was.
+        """
+        told, places = count(state, "told"), take(state, "places", list)
+        self.observer.load_state_dict(take(state, "observer", dict))
+        self.places = Places(places)
+        self._start(told=told)
+
+    # -- what it leaves -----------------------------------------------------------------------------------------------
 
     def say(self, finding: Finding) -> str:
         """The line for a finding that was just raised."""
