@@ -15,9 +15,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from tests.conftest import MODELS, assert_bitwise, mlp, train_step
-from tests.stopping import WIDE, Job, Run, adamw, assert_same_run, classify, stopped
-from thermoclaw import Observer
+from tests.conftest import MODELS, assert_bitwise, mlp
+from tests.stopping import WIDE, Job, Run, assert_same_run, classify, stopped
 from thermoclaw.measure.cadence import Clock
 from thermoclaw.measure.meter import Meter
 from thermoclaw.measure.native import library
@@ -496,9 +495,8 @@ def test_a_damaged_state_is_refused_or_harmless(how: str) -> None:
         run = fresh()
         try:
             run.observer.load_state_dict(spoiled)
-        except StateError as error:
+        except StateError:
             refused += 1
-            assert str(error)
             assert run.observer.global_step == 0
             assert_same_run(run.go(12), unharmed())
         else:

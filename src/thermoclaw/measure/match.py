@@ -11,6 +11,7 @@ from thermoclaw.measure.sharded import place_of
 from thermoclaw.state import StateError, count, take
 
 _PROBLEMS = {
+    "layer": "which has another place",
     "params": "whose parameters the optimizer's groups, or devices, divide otherwise",
     "shapes": "whose parameters have other shapes",
     "order": "whose parameters lie otherwise in memory (channels_last or not)",
