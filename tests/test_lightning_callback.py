@@ -24,6 +24,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.plugins import MixedPrecision
 
+from tests import lightning_programs
+from tests import sharded_programs as programs
 from tests.conftest import assert_bitwise, assert_same_record, seed_everything
 from thermoclaw import Observer, Record, diagnose
 from thermoclaw.integrations import outputs
@@ -202,7 +204,7 @@ def watch(**settings: Any) -> ThermoclawLightning:
     return ThermoclawLightning(**{"plot_on_end": False, "strict": True, "quiet": True, **settings})
 
 
-# -- it never changes training -----------------------------------------------------------------------------------------
+# -- it never changes training ----------------------------------------------------------------------------------------
 
 
 def scaled() -> MixedPrecision:
@@ -246,7 +248,7 @@ def test_training_is_bitwise_the_same(kind: type[Plain], how: dict[str, Any], tm
     assert_bitwise(found[1], found[0])
 
 
-# -- what it measures --------------------------------------------------------------------------------------------------
+# -- what it measures -------------------------------------------------------------------------------------------------
 
 
 def test_the_record_is_that_of_the_plain_loop(tmp_path: Path) -> None:
@@ -345,7 +347,7 @@ def test_losses_of_several_optimizers_may_be_named(tmp_path: Path) -> None:
     assert np.isnan(callback.observers["critic"].record().loss).all()
 
 
-# -- where it logs -----------------------------------------------------------------------------------------------------
+# -- where it logs ----------------------------------------------------------------------------------------------------
 
 
 def test_every_logger_gets_the_numbers_where_lightning_logs_the_same_batch(tmp_path: Path) -> None:
@@ -373,7 +375,7 @@ def test_a_logger_that_fails_is_left_alone(tmp_path: Path, caplog: pytest.LogCap
     assert broken.steps_of("train_loss") == [3, 7, 11, 15]
 
 
-# -- alarms and the end ------------------------------------------------------------------------------------------------
+# -- alarms and the end -----------------------------------------------------------------------------------------------
 
 
 def test_alarms_are_one_line_where_lightning_prints(
@@ -456,7 +458,7 @@ def test_an_error_inside_turns_it_off_and_training_goes_on(
         fit(Plain(), tmp_path, watch())
 
 
-# -- going on ----------------------------------------------------------------------------------------------------------
+# -- going on ---------------------------------------------------------------------------------------------------------
 
 
 def test_a_resumed_run_is_the_uninterrupted_one(tmp_path: Path) -> None:
@@ -523,7 +525,7 @@ def test_a_callback_can_be_copied_and_pickled(tmp_path: Path) -> None:
         assert len(other.observer.record()) == NUM_BATCHES
 
 
-# -- what is refused ---------------------------------------------------------------------------------------------------
+# -- what is refused --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -585,3 +587,39 @@ assert len(callback.observer.record()) == 12
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", program], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert "Thermoclaw wrote thermoclaw_record.npz" in done.stderr
+
+
+# -- several processes -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not torch.distributed.is_available() or not torch.distributed.is_gloo_available(), reason="torch without gloo"
+)
+def test_several_processes(tmp_path: Path) -> None:
+    """DDP: the main process measures. FSDP2: all do. Both see the run of one process, and stop together."""
+    ways = [("ddp", 0.01, True), ("ddp", 0.01, False), ("fully", 0.01, True), ("ddp", 8.0, True), ("fully", 8.0, True)]
+    calls = [(lightning_programs.run, way, str(tmp_path / f"{i}"), *rest) for i, (way, *rest) in enumerate(ways)]
+    answers = programs.launch(programs.several, 2, calls, seconds=300)
+    for answer in answers:
+        assert not isinstance(answer, Exception), answer
+        assert answer is not None, "a process died or hung"
+    main, other = answers
+    net = programs.make_net(torch.float64)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9, weight_decay=0.01)
+    observer = Observer(nn.ModuleDict({"net": net}), optimizer, strict=True)
+    for _ in range(2):
+        programs.train(net, optimizer, observer=observer)
+    want = programs.columns(observer.record())
+    for found in (main[0], main[2], other[2]):
+        assert found["columns"]["layers"] == want["layers"]
+        assert found["columns"]["steps"].tolist() == list(range(1, 49))
+        for name in programs.QUANTITIES:
+            np.testing.assert_allclose(found["columns"][name], want[name], rtol=1e-6, atol=1e-9, err_msg=name)
+    assert other[0]["columns"] is None, "one process is enough where gradients are the same on all"
+    assert_bitwise(main[0]["weights"], main[1]["weights"])
+    assert outputs.RECORD_FILE in main[0]["files"]
+    assert outputs.RECORD_FILE in main[2]["files"]
+    assert [answer[i]["steps"] for i in (3, 4) for answer in answers] == [24] * 4, "at the end of the first epoch"
+    assert main[3]["alarms"] == main[4]["alarms"] == other[4]["alarms"] == ["weight_decay_too_high"]
+    assert other[3]["alarms"] == []
