@@ -12,7 +12,8 @@ from tests.synthetic import Synthetic
 from thermoclaw import Finding, diagnose
 from thermoclaw.diagnosis.engine import find, run_rules
 from thermoclaw.diagnosis.refutations import REFUTED_BY
-from thermoclaw.diagnosis.rules import RULES
+from thermoclaw.diagnosis.rules import RULES, outside
+from thermoclaw.diagnosis.view import view_of
 from thermoclaw.record import Record
 
 
@@ -320,3 +321,183 @@ def test_a_shallow_model_may_rewrite_its_weights() -> None:
     assert heard(run(8, 9.0), "lr_too_high").first_step == 1
     silent(run(1, 2.4), "lr_too_high")
     silent(run(8, 1.0), "lr_too_high")  # the loss falls for it
+
+
+# -- what the optimizer cannot have done ----------------------------------------------------------------------------
+
+
+def _longest_adam_step(lr: float = 1e-3, size: int = 4096) -> float:
+    return float(lr * np.sqrt(size) * 0.1 / np.sqrt(1e-3) / np.sqrt(1 - 0.9**2 / 0.999))  # β = 0.9, 0.999
+
+
+def test_the_longest_step_of_adam_is_the_largest_there_is() -> None:
+    random, worst = np.random.default_rng(0), np.zeros(60)
+    for _ in range(3000):
+        g = random.standard_normal(60) * np.exp(random.standard_normal() * np.linspace(-4, 4, 60))
+        m = v = 0.0
+        for t, value in enumerate(np.abs(g), start=1):
+            m, v = 0.9 * m + 0.1 * value, 0.99 * v + 0.01 * value**2
+            worst[t - 1] = max(worst[t - 1], m / (1 - 0.9**t) / np.sqrt(v / (1 - 0.99**t)))
+    run = Synthetic(60).probe(grad_zeros=0.0).set(0, update_sq=4096 * 1e-6)
+    record = run.record(param_groups=[{"beta2": 0.99, "decoupled": 1.0}])
+    bound = outside._worst_history(view_of(record))
+    assert bound is not None
+    assert (worst <= bound[:, 0] * (1 + 1e-9)).all()
+    assert worst[-1] > 0.9 * bound[-1, 0]
+    assert bound[0, 0] == pytest.approx(1.0)
+
+
+def test_a_layer_that_something_writes_at_every_step() -> None:
+    def run(times: float, last: int, optimizer: str = "AdamW") -> Record:
+        made = Synthetic(optimizer=optimizer).set(slice(100, last), 3, update_sq=(times * _longest_adam_step()) ** 2)
+        return made.record(param_groups=[{"beta2": 0.999, "decoupled": 1.0}])
+
+    finding = heard(run(1.5, 120), "external_update")
+    assert (finding.first_step, finding.raised_step, finding.layers) == (101, 110, ("blocks.3.fc",))
+    assert finding.confidence == "HIGH"
+    silent(run(1.2, 120), "external_update")
+    silent(run(1.5, 109), "external_update")
+    silent(run(1.5, 120, "Lion"), "external_update")  # whose longest step nobody told
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_the_longest_step_of_sgd(momentum: float) -> None:
+    def run(times: float) -> Record:
+        made = Synthetic(optimizer="SGD").set(grad_sq=0.09, momentum=momentum, weight_decay=0.0, lr=0.1)
+        length = 0.3 * 0.1 / (1.0 - momentum)  # gradients that all point one way
+        growth = times ** np.maximum(np.arange(200) - 100, 0)
+        for row in range(200):
+            made.set(row, update_sq=(length * growth[row]) ** 2)
+        return made.record()
+
+    silent(run(1.0), "external_update")
+    finding = next(f for f in run_rules(run(1.5)) if f.code == "external_update")
+    assert 101 <= finding.first_step <= 106
+
+
+def test_weights_that_are_put_back_again_and_again() -> None:
+    def run(loss: float, times: int) -> Record:
+        made = Synthetic().set(loss=loss + 0.01 * np.sin(np.arange(200)))
+        made.set(slice(0, 10), loss=2.5)
+        for row in range(40, 40 + 20 * times, 20):
+            made.set(row, update_sq=(1.6 * _longest_adam_step()) ** 2)
+        return made.record(param_groups=[{"beta2": 0.999, "decoupled": 1.0}])
+
+    finding = heard(run(2.5, 3), "external_update")
+    assert (finding.first_step, finding.raised_step, finding.confidence) == (41, 81, "MEDIUM")
+    silent(run(2.5, 2), "external_update")
+    silent(run(1.0, 5), "external_update")  # it learns all the same: averaging with other models does that
+
+
+def test_weights_that_shrink_without_decay() -> None:
+    def run(decay: float, alignment: float) -> Record:
+        made = Synthetic().set(weight_decay=decay, alignment=alignment)
+        norm = 10.0 * np.exp(-0.02 * np.arange(200))[:, None] * np.ones((200, 8))
+        made.set(param_sq=norm**2, update_sq=(0.0202 * norm) ** 2)
+        return made.record()
+
+    finding = [f for f in run_rules(run(0.0, 0.02)) if f.code == "external_update"]
+    assert finding
+    assert finding[0].evidence["shrinking_per_step"] == pytest.approx(0.02, rel=0.05)
+    silent(run(20.0, 0.02), "external_update")  # lr × decay is 2 % a step
+    silent(run(0.0, 0.5), "external_update")  # the gradient asks for it
+
+
+def test_adam_whose_state_is_lost_at_every_step() -> None:
+    def run(size: float, coherence: float, zeros: float = 0.3) -> Record:
+        made = Synthetic().probe(grad_zeros=zeros, silent_rows=0.1)
+        made.set(update_sq=4096 * (1 - zeros) * (size * 1e-3) ** 2, coherence=coherence)
+        return made.record(param_groups=[{"beta2": 0.999, "decoupled": 1.0}])
+
+    assert heard(run(1.0, 0.1), "optimizer_state_reset").raised_step < 60
+    silent(run(1.0, 0.9), "optimizer_state_reset")  # gradients that agree make such steps with any state
+    silent(run(0.9, 0.1), "optimizer_state_reset")
+
+
+def test_a_loss_without_a_floor() -> None:
+    def run(sign: float, agree: float) -> Record:
+        t = np.arange(200)
+        made = Synthetic(optimizer="SGD").set(loss=sign * 2.3 * np.exp(t / 25.0), coherence=agree)
+        made.set(grad_sq=(0.3 * np.exp(t / 25.0)[:, None] * np.ones((200, 8))) ** 2)
+        return made.record()
+
+    assert heard(run(-1.0, 0.95), "unbounded_loss").confidence == "HIGH"
+    silent(run(1.0, 0.95), "unbounded_loss")
+    silent(run(-1.0, 0.2), "unbounded_loss")
+
+
+def test_gradients_of_ordinary_size_that_are_gone() -> None:
+    run = Synthetic().set(slice(120, None), grad_sq=0.0)
+    run.set(loss=2.0 + 0.01 * np.sin(np.arange(200)))
+    finding = heard(run.record(), "no_gradient")
+    assert (finding.first_step, finding.raised_step) == (121, 125)
+    silent(run.record(), "underflow")
+    tiny = Synthetic().set(slice(100, 120), grad_sq=4096 * 1e-14).set(slice(120, None), grad_sq=0.0)
+    silent(tiny.record(), "no_gradient")
+    assert "underflow" in [f.code for f in run_rules(tiny.record())]
+
+
+def test_sgd_in_half_precision() -> None:
+    half = {"dtypes": ["torch.bfloat16"], "layer_dtypes": {f"blocks.{i}.fc": "torch.bfloat16" for i in range(8)}}
+    run = Synthetic(optimizer="SGD").set(momentum=0.0, lr=1e-3, loss=2.5)  # 5e-6 a weight, of 0.16
+    assert heard(run.record(**half), "lost_updates").confidence == "HIGH"
+    silent(run.record(), "lost_updates")
+    silent(Synthetic(optimizer="SGD").set(momentum=0.0, lr=1.0, loss=2.5).record(**half), "lost_updates")
+    learned = Synthetic(optimizer="SGD").set(momentum=0.0, lr=1e-3).set(slice(0, 120), lr=1.0)
+    silent(learned.record(**half), "lost_updates")
+
+
+def test_clipping_by_value_that_holds_every_step_back() -> None:
+    def run(sizes: float) -> Record:
+        made = Synthetic(optimizer="SGD").set(loss=2.5 + 0.01 * np.sin(np.arange(200))).probe(grad_zeros=0.25)
+        made.set(grad_sq=4096 * 0.75 * 1e-12, update_sq=(1e-5 * 10) ** 2, alignment=0.4)
+        made.set(layers=2, grad_sq=4096 * 0.75 * 1e-12 * sizes).set(overshoot=-0.35 * 5.5e-5 * 1e-4)
+        return made.record()
+
+    assert heard(run(1.0), "over_clipping").evidence["clip_value"] == pytest.approx(1e-6)
+    told = [f for f in run_rules(run(1.2)) if f.code == "over_clipping"]
+    assert ["clip_value" in f.evidence for f in told] == [False]  # the norm is one and the same all the same
+
+
+def test_a_rate_that_gains_nothing_in_a_hundred_steps() -> None:
+    def run(reach: float) -> Record:
+        made = Synthetic(optimizer="SGD").set(loss=2.5 + 0.003 * np.sin(np.arange(200)))
+        gradient = 1e-3 * np.exp(0.1 * np.random.default_rng(0).standard_normal((200, 8)))
+        made.set(update_sq=(4e-4 * 10) ** 2, grad_sq=gradient**2, alignment=1.0, overshoot=reach * 1e-3 * 4e-3)
+        return made.record()
+
+    finding = heard(run(-0.35), "lr_too_low")
+    assert finding.confidence == "MEDIUM"
+    assert "softmax" in finding.advice
+    silent(run(-0.1), "lr_too_low")
+
+
+def test_a_usual_initialization_is_known() -> None:
+    shape = {f"blocks.{i}.fc": [64, 64] for i in range(8)}
+
+    def began(gain: float) -> bool:
+        record = Synthetic().probe(start_gain=gain, grad_zeros=0.3).record(layer_shapes=shape)
+        return view_of(record).newly_initialised
+
+    assert began(3**-0.5)
+    assert began(2**0.5)
+    assert began(0.16)  # 0.02·√64
+    assert not began(0.7)
+    assert not view_of(kept := Synthetic().record(layer_shapes=shape)).newly_initialised, kept  # nobody looked
+
+
+def test_contrastive_losses_have_no_known_chance() -> None:
+    def run(gain: float) -> Record:
+        made = Synthetic().set(loss=4.16 + 0.01 * np.sin(np.arange(200)), coherence=0.02, noise_share=0.95)
+        return made.probe(start_gain=gain, grad_zeros=0.3).record()
+
+    heard(run(3**-0.5), "label_noise")
+    silent(run(0.7), "label_noise")  # trained before: it may stand where it ended
+
+
+def test_a_small_model_may_learn_to_attend_fast() -> None:
+    gains = np.concatenate([np.full(20, 2.0), np.linspace(4, 24, 4), np.full(26, 24.0)])
+    silent(Synthetic().probe(attention_gain=gains).record(), "attention_logit_growth")
+    lost = Synthetic().probe(attention_gain=gains)
+    lost.set(slice(80, None), loss=lost.loss[80:] + 1.0)
+    assert heard(lost.record(), "attention_logit_growth").confidence == "MEDIUM"

@@ -113,6 +113,24 @@ class View:
         return np.where(np.isfinite(first), first > 1e-3, ~new.any(axis=0))
 
     @cached_property
+    def newly_initialised(self) -> bool:
+        """Whether most weight matrices began at the scale of a usual initialization; trained ones are at none of these.
+
+        rms·√fan-in: 1/√3 (PyTorch, linear and convolution), √2 (He), √(2·in/(in + out)) (Glorot), 0.02·√in (GPT).
+        """
+        gain, shapes = first_known(self.optional("start_gain")), self.record.meta.get("layer_shapes") or {}
+        usual = []
+        for layer, value in zip(self.record.layers, gain, strict=True):
+            shape = shapes.get(layer.name)
+            if shape and len(shape) > 1 and np.prod(shape) >= 1000 and np.isfinite(value) and value > 0:
+                inputs, outputs = float(np.prod(shape[1:])), float(shape[0])
+                glorot = np.sqrt(2.0 * inputs / (inputs + outputs))
+                scales = np.array([1 / np.sqrt(3.0), np.sqrt(2.0), glorot, 0.02 * np.sqrt(inputs)])
+                error = 3.0 / np.sqrt(2.0 * inputs * outputs)  # of a root mean square of so many normal numbers
+                usual.append(bool((np.abs(value / scales - 1.0) < error).any()))
+        return self.fresh and len(usual) > 1 and float(np.mean(usual)) >= 0.75
+
+    @cached_property
     def fresh(self) -> bool:
         """Whether the record begins with the run."""
         return len(self.record) > 0 and int(self.record.steps[0]) == 1

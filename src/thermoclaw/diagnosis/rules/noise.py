@@ -32,7 +32,7 @@ def _flat(view: View) -> tuple[Mask, Array] | None:
     moving = (trailing_mean(view.update_ratio, 20) > FLAT_MOVES) & (view.lr > 0.3 * np.maximum.accumulate(view.lr))
     blind = np.abs(trailing_mean(view.coherence, WINDOW)) < FLAT_COHERENCE
     blind &= trailing_mean(median_over(record["noise_share"], view.big), WINDOW) > FLAT_SHARE
-    level = view.chance if np.isfinite(view.chance) else first
+    level = view.chance if np.isfinite(view.chance) or not view.newly_initialised else first
     where = flat & moving & blind & (np.arange(len(record)) >= SETTLED) & (late > CHANCE * level)
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.asarray(where), loss.noise / np.abs(late)

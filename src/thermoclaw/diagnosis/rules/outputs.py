@@ -17,7 +17,8 @@ DRIFT_NONE, DRIFT, DRIFT_PROBES, DRIFT_NOISE = 1e-4, 5e-3, 3, 0.03
 
 def attention_logit_growth(record: Record) -> Finding | None:
     """The product of query and key weights grows many times over within a few probes."""
-    gain = view_of(record).optional("attention_gain")
+    view = view_of(record)
+    gain, loss = view.optional("attention_gain"), view.loss
     probed = np.flatnonzero(np.isfinite(gain).any(axis=1))
     if len(probed) <= ATTENTION_PROBES:
         return None
@@ -33,10 +34,13 @@ def attention_logit_growth(record: Record) -> Finding | None:
     row, start = int(probed[at + ATTENTION_PROBES]), int(probed[at])
     mask = hit[at]
     now, factor = float(values[at + ATTENTION_PROBES][mask].max()), float(growth[at][mask].max())
+    sure = now > ATTENTION_HIGH or hit.any(axis=1).sum() > 1
+    if not sure and loss is not None and loss.smooth[row] <= loss.best[row] + loss.noise[row]:
+        return None  # the loss is as good as it ever was: a small model may learn to attend as fast
     return tell(
         record,
         "attention_logit_growth",
-        "HIGH" if now > ATTENTION_HIGH or hit.any(axis=1).sum() > 1 else "MEDIUM",
+        "HIGH" if sure else "MEDIUM",
         (start, row),
         mask=mask,
         title="attention logits grow",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from thermoclaw.diagnosis.finding import Finding, describe_layers
+from thermoclaw.diagnosis.rules.precision import half_ulps
 from thermoclaw.diagnosis.selection import chosen, tell
 from thermoclaw.diagnosis.signals import Mask, average, held, step_gaps, trailing_mean
 from thermoclaw.diagnosis.view import View, view_of
@@ -13,6 +14,7 @@ from thermoclaw.record import Record
 
 BEYOND, STEADY_ROWS, TIMES, NOTHING_GAINED = 1.3, 10, 3, 0.9
 SHRINK, SHRINK_RADIAL, SHRINK_ROWS, SHRINK_ASKED = 2e-3, 0.85, 12, 0.15
+BLURRED, FIRST_NEAR = 1e-4, 0.1  # shorter steps are blurred by rounding
 FRESH_FROM, FRESH_PROBES, FRESH_NEAR, FRESH_COHERENCE, FRESH_BETA = 20, 4, 0.02, 0.5, 0.8
 
 
@@ -30,17 +32,13 @@ def external_update(record: Record) -> Finding | None:
 def _longest(view: View) -> Array | None:
     """The longest step that Adam or SGD can make of the recorded gradients, [T, L]; None for another optimizer.
 
-    Adam: ‖Δ‖ ≤ η√n·max(1, (1 − β₁)/√(1 − β₂)) + ηλ‖θ‖, from Cauchy-Schwarz on its two means. SGD, from the step before:
-    ‖Δ_t‖ ≤ η_t((1 + β)‖g_t‖ + β(‖Δ_{t−1}‖/η_{t−1} + ‖g_{t−1}‖)) with the decay in g.
+    SGD, from the step before: ‖Δ_t‖ ≤ η_t((1 + β)‖g_t‖ + β(‖Δ_{t−1}‖/η_{t−1} + ‖g_{t−1}‖)) with the decay in g.
     """
     record = view.record
     lr, beta, pull = record["lr"], record["momentum"], record["weight_decay"] * record["param_norm"]
     if record.optimizer in ("Adam", "AdamW"):
-        second = [group.get("beta2") for group in view.groups]
-        if not all(isinstance(b, float) and 0 <= b < 1 for b in second):
-            return None
-        worst = np.sqrt(1.0 - max(second))
-        return np.asarray(lr * (np.sqrt(view.sizes) * np.maximum(1.0, (1.0 - beta) / worst) + pull))
+        worst = _worst_history(view)
+        return None if worst is None else np.asarray(lr * (np.sqrt(view.sizes) * worst + pull))
     if record.optimizer != "SGD":
         return None
     gradient = np.sqrt(record["grad_sq"]) + pull
@@ -51,6 +49,33 @@ def _longest(view: View) -> Array | None:
     return np.asarray(lr * ((1.0 + beta) * gradient + np.where(beta > 0, beta * before, 0.0)))
 
 
+def _worst_history(view: View) -> Array | None:
+    """|m̂|/√v̂ after t steps, for the gradients that make it largest, [T, L]; None where β is not known.
+
+    By Cauchy-Schwarz (1 − β₁)/√(1 − β₂) · √(Σ_{k<t} (β₁²/β₂)^k) · √(1 − β₂^t)/(1 − β₁^t): 1 at the first step.
+    """
+    second = [float(group.get("beta2") or 0.0) for group in view.groups]
+    if not all(0 < beta < 1 for beta in second):
+        return None
+    beta1, beta2 = np.clip(view.record["momentum"], 0.0, 0.9999), max(second)
+    quotient: Array = beta1**2 / beta2
+    if (quotient >= 1).any():
+        return None
+    t: Array = view.record["step"][:, None] if _state_is_new(view) else np.full((len(view.record), 1), np.inf)
+    history = np.sqrt((1.0 - quotient**t) / (1.0 - quotient))
+    return np.asarray((1.0 - beta1) / np.sqrt(1.0 - beta2) * history * np.sqrt(1.0 - beta2**t) / (1.0 - beta1**t))
+
+
+def _state_is_new(view: View) -> bool:
+    """Whether Adam's first recorded step is its very first: of the learning rate's size where there is a gradient."""
+    zeros = view.optional("grad_zeros")[0]
+    if not view.fresh or not np.isfinite(zeros[view.big]).any():
+        return False
+    with np.errstate(invalid="ignore"):
+        size = (view.unit_update[0] / np.sqrt(np.clip(1.0 - zeros, 1e-3, 1.0)))[view.big]
+    return bool(np.abs(np.nanmedian(size) - 1.0) < FIRST_NEAR)
+
+
 def _excess(view: View) -> Array:
     """Steps over the longest that the optimizer can make, [T, L]; 0 where nobody can tell."""
     longest = _longest(view)
@@ -59,7 +84,8 @@ def _excess(view: View) -> Array:
     with np.errstate(divide="ignore", invalid="ignore"):
         excess = np.sqrt(view.record["update_sq"]) / longest
     excess[:1] = 0.0  # weights may have been loaded since the observer was made
-    return np.where(np.isfinite(excess) & view.trained & view.big, excess, 0.0)
+    sure = np.isfinite(excess) & (view.record["update_ratio"] > BLURRED) & (half_ulps(view) == 0)
+    return np.where(sure & view.trained & view.big, excess, 0.0)
 
 
 def _at_every_step(view: View, excess: Array) -> Finding | None:

@@ -44,7 +44,9 @@ def _crawling(view: View, *, update: float = LOW_UPDATE, gain: float = LOW_GAIN)
         & (view.lr > 0)
     )
     where &= np.arange(len(record)) >= LOW_ROWS
-    nothing = first - trailing_mean(record.loss, 20) < LATE_GAIN * abs(first)
+    nothing = (first - trailing_mean(record.loss, 20) < LATE_GAIN * abs(first)) & (
+        loss.start - loss.best < LATE_GAIN * abs(loss.start)
+    )
     late = (view.reach < LATE_REACH) & (ratio < LATE_UPDATE) & nothing & (pace > LATE_PACE) & ~rising & (view.lr > 0)
     where |= late & (np.arange(len(record)) >= LATE_ROWS)
     return np.asarray(where & np.isfinite(pace)), pace
@@ -138,7 +140,7 @@ def over_clipping(record: Record) -> Finding | None:
     norm, ratio = float(each[row] if by_value else view.grad[row]), float(trailing_mean(view.update_ratio, 20)[row])
     knob = "clip_value" if by_value else "max_norm"
     seen = (
-        f"In every layer the gradient elements that are not zero are {norm:.3g} in size, as clipping by value makes them"
+        f"In every layer gradient elements that are not zero are {norm:.3g} in size, as clipping by value makes them"
         if by_value
         else f"The gradient norm was {norm:.3g} at every one of the last {CLIP_ROWS} steps, as clipping makes it"
     )

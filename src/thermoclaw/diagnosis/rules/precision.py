@@ -24,7 +24,7 @@ EPSILON_STEP, EPSILON_LARGE, EPSILON_USUAL = 0.02, 1e-5, 1e-6
 def lost_updates(record: Record) -> Finding | None:
     """Steps below half a unit in the last place of the weights they are added to."""
     view = view_of(record)
-    half = _half_ulps(view)
+    half = half_ulps(view)
     if len(record) < 10 or not (half > 0).any() or not (view.is_unit_size or record.optimizer == "SGD"):
         return None
     weight = TYPICAL_WEIGHT * np.sqrt(record["param_sq"] / view.sizes)
@@ -73,7 +73,7 @@ def _has_not_learned(view: View) -> Mask:
     return np.asarray(trailing_mean(view.record.loss, 20) > 0.5 * abs(view.loss.start))
 
 
-def _half_ulps(view: View) -> Array:
+def half_ulps(view: View) -> Array:
     """Half the relative spacing of each layer's number format where it is a short one, else 0."""
     known = view.record.meta.get("layer_dtypes") or {}
     all_of = view.record.meta.get("dtypes") or []
