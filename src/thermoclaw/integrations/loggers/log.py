@@ -67,8 +67,8 @@ def log_to(observer: Observer, *targets: Any, every: int = 10, split: bool = Tru
         ...         optimizer.step()
         ...         snapshot = observer.step(loss=loss)
         ...         optimizer.zero_grad()
-        >>> import json
-        >>> [json.loads(line)["step"] for line in open(path)]
+        >>> import json, pathlib
+        >>> [json.loads(line)["step"] for line in pathlib.Path(path).read_text().splitlines()]
         [8, 16, 20]
     """
     if not isinstance(observer, Observer):

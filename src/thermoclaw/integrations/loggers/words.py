@@ -43,10 +43,10 @@ def for_markdown(text: object, limit: int = LINE) -> str:
 
     Example:
         >>> print(for_markdown("![a](http://b) <img>"))
-        \!\[a\]\(http\:\/\/b\) &lt;img&gt;
+        \!\[a\]\(http://b\) &lt;img&gt;
     """
     line = one_line(text, limit).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return re.sub(r"([\\`*_{}\[\]()#+\-.!|~:/@$])", r"\\\1", line)
+    return re.sub(r"([\\`*_{}\[\]()#+\-.!])", r"\\\1", line)
 
 
 def in_short(finding: Finding) -> str:
