@@ -36,6 +36,11 @@ def evil_finding(**changes: Any) -> Finding:
     return dataclasses.replace(finding, **changes)
 
 
+def printable(text: str) -> bool:
+    """Whether a text has no control or format character but line feeds."""
+    return all(c.isprintable() or c == "\n" for c in text)
+
+
 class Notes:
     """A logger that notes what it gets, and how far the run was; in the call named it fails."""
 
