@@ -1,0 +1,67 @@
+"""What the processes of tests/test_accelerate.py run; `tests.sharded_programs.launch` starts them over gloo."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+from tests import sharded_programs as programs
+
+
+def run(rank: int, world: int, way: str, folder: str, watched: bool) -> dict[str, Any]:
+    """A loop under DDP, or sharded by FSDP2, and what this process has of it."""
+    warnings.simplefilter("ignore")
+    os.environ.update(LOCAL_RANK=str(rank), WORLD_SIZE=str(world), ACCELERATE_USE_CPU="true")
+    from accelerate import Accelerator, FullyShardedDataParallelPlugin
+    from accelerate.state import AcceleratorState, GradientState
+    from accelerate.tracking import GeneralTracker
+
+    from thermoclaw.integrations.accelerate import observe
+
+    class Book(GeneralTracker):
+        name = "book"
+        requires_logging_directory = False
+        tracker = None
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.got: list[Any] = []
+
+        def start(self) -> None:
+            pass
+
+        def store_init_configuration(self, values: Any) -> None:
+            pass
+
+        def log(self, values: Any, step: int | None = None, **_: Any) -> None:
+            self.got.append(step)
+
+    AcceleratorState._reset_state(True)
+    GradientState._reset_state()
+    book = Book()
+    os.environ["ACCELERATE_USE_FSDP"] = "true" if way == "fully" else "false"
+    plugin = FullyShardedDataParallelPlugin(fsdp_version=2) if way == "fully" else None
+    accelerator = Accelerator(cpu=True, log_with=book, fsdp_plugin=plugin)
+    accelerator.init_trackers("run")
+    model = programs.make_net(torch.float64)
+    model, optimizer = accelerator.prepare(model, programs.make_optimizer(model))
+    seen = observe(accelerator, model, optimizer, output_dir=folder, strict=True, quiet=True) if watched else None
+    for x, y in programs.batches(24, torch.float64):
+        optimizer.zero_grad()
+        accelerator.backward(functional.cross_entropy(model(x[rank::world]), y[rank::world]))
+        optimizer.step()
+    if seen is not None:
+        seen.finish()  # end_training would end the processes' group, which other programs need
+    observer = seen.observer if seen is not None else None
+    return {
+        "kind": accelerator.distributed_type.name,
+        "columns": programs.columns(observer.record()) if observer is not None else None,
+        "logged": book.got,
+        "files": sorted(path.name for path in Path(folder).glob("thermoclaw*")),
+        "weights": programs._full(accelerator.unwrap_model(model)),
+    }
