@@ -11,11 +11,14 @@ import numpy as np
 import torch
 
 import thermoclaw.clipping  # noqa: F401  the knob "clip"
+from thermoclaw import checkpoint
 from thermoclaw.attach import can_hook, unwrap
 from thermoclaw.diagnosis.finding import CONFIDENCES, Finding
-from thermoclaw.diagnosis.remedies import Applied, RemedyError
+from thermoclaw.diagnosis.journal import Journal
+from thermoclaw.diagnosis.remedies import Applied, Remedy, RemedyError
 from thermoclaw.observer import Observer
 from thermoclaw.rewind import Rewind
+from thermoclaw.state import StateError, take, text, untext
 
 logger = logging.getLogger("thermoclaw")
 
@@ -177,7 +180,8 @@ class Guard:
         self.acts.append(act)
         if self._rewind is not None and finding.remedy.knob != "beta2":  # that one rescales the state as it is
             act.rewound_to = self._rewind.back(finding.first_step)
-            logger.warning("thermoclaw: Guard put the weights and optimizer state of step %d back", act.rewound_to)
+            if act.rewound_to is not None:
+                logger.warning("thermoclaw: Guard put the weights and optimizer state of step %d back", act.rewound_to)
         self._note(act, undo=False)
         if self.trial:
             self._on_trial = act
@@ -223,6 +227,79 @@ class Guard:
             return True
         error = math.sqrt(before.var(ddof=1) / len(before) + after.var(ddof=1) / len(after))
         return bool(after.mean() - before.mean() > TRIAL_SIGMAS * error)
+
+    # -- in a checkpoint ----------------------------------------------------------------------------------------------
+
+    def state_dict(self, *, copies: bool = True) -> dict[str, Any]:
+        """What the guard did, and what it would need to take it back; the observer has a state of its own.
+
+        Args:
+            copies: with `rollback`, the copies of weights and optimizer state too, which are twice as large as both.
+                Without them, and always for sharded models, copies begin anew with the first step after the stop.
+        """
+        acts = [
+            {
+                "step": act.step,
+                "finding": act.finding.to_json(),
+                "change": None if act.applied is None else act.applied.to_json(),
+                "is_undone": act.is_undone,
+                "rewound_to": act.rewound_to,
+            }
+            for act in self.acts
+        ]
+        on_trial = next((i for i, act in enumerate(self.acts) if act is self._on_trial), None)
+        state = {
+            "acts": text(acts),
+            "refused": text([[finding.to_json(), why] for finding, why in self.refused]),
+            "closed": self.closed,
+            "on_trial": on_trial,
+            "copies": self._rewind.state_dict() if copies and self._rewind is not None else None,
+        }
+        return checkpoint.pack("Guard", state)
+
+    def load_state_dict(self, state: Any) -> None:
+        """Go on from `state_dict`, right after `Guard(...)`.
+
+        Changed values come with the states of the optimizer and the schedule. With `split=True`, load this before
+        those, and before the observer's: parameter groups are split again as they were.
+
+        Raises:
+            RuntimeError: the guard has acted already.
+            StateError: (a ValueError) it is damaged, from a newer version, or does not fit model and optimizer.
+        """
+        if self.acts:
+            raise RuntimeError("load_state_dict() comes before the first act: call it right after Guard(...)")
+        whole = checkpoint.unpack("Guard", state)
+        acts: list[Act] = []
+        try:
+            on_trial = take(whole, "on_trial", int, type(None))
+            refused = [(Finding.from_json(found), str(why)) for found, why in untext(whole, "refused", list)]
+            closed = take(whole, "closed", bool)
+            for entry in untext(whole, "acts", list):
+                acts.append(self._act_again(entry))
+            trial = None if on_trial is None else acts[on_trial]
+            if self._rewind is not None:
+                self._rewind.load_state_dict(take(whole, "copies", list, type(None)))
+        except Exception as error:
+            for act in reversed(acts):
+                if act.applied is not None:
+                    act.applied.forget()
+            raise StateError(f"the guard's state cannot be loaded: {error}") from error
+        self.acts, self.refused, self._on_trial = acts, refused, trial
+        if closed:
+            self.close()
+
+    def _act_again(self, entry: Any) -> Act:
+        finding, applied = Finding.from_json(entry["finding"]), None
+        change = entry["change"]
+        if change is not None:
+            remedy = Remedy.from_json(change)
+            if entry["is_undone"]:
+                applied = Applied(remedy, change["changes"], Journal(), change.get("split", ()))
+                applied.undo()
+            else:
+                applied = remedy.again(change, self.observer.optimizer, self.scheduler, model=self.model)
+        return Act(int(entry["step"]), finding, applied, entry["rewound_to"])
 
     # -- back ---------------------------------------------------------------------------------------------------------
 

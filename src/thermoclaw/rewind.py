@@ -10,6 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from thermoclaw.layers import mesh_of
+from thermoclaw.state import StateError, count, take
+
 KEPT = 2  # copies at a time, so that one is at least a whole interval old
 
 
@@ -49,16 +52,20 @@ class Rewind:
 
     def keep_if_due(self) -> None:
         """Copy, if the last copy is an interval old."""
-        if self._now() >= self._copies[-1].step + self._interval:
+        if not self._copies or self._now() >= self._copies[-1].step + self._interval:
             self.keep()
 
     @torch.no_grad()
-    def back(self, before: int) -> int:
+    def back(self, before: int) -> int | None:
         """Go back to the newest copy from before a step, or the oldest there is; the step that it was made after.
+
+        None where there is no copy: a run has just gone on from a state without them.
 
         Copies from later steps are dropped. What the optimizer held of a parameter that it had not stepped by then is
         dropped, too.
         """
+        if not self._copies:
+            return None
         while len(self._copies) > 1 and self._copies[-1].step >= before:
             self._copies.pop()
         copy = self._copies[-1]
@@ -77,6 +84,47 @@ class Rewind:
                     state[p][key] = _copied(kept)
         self._copies[-1] = Copy(self._now(), copy.tensors, copy.state)  # the next one is due an interval from here
         return copy.step
+
+    def state_dict(self) -> list[dict[str, Any]] | None:
+        """The copies on the host, parameters by their places; None where other processes hold the rest of them."""
+        if any(mesh_of(t) is not None for t in self._tensors):
+            return None
+        place = {id(t): i for i, t in enumerate(self._tensors)}
+        return [
+            {
+                "step": copy.step,
+                "tensors": copy.tensors,
+                "state": [[place[id(p)], dict(held)] for p, held in copy.state.items()],
+            }
+            for copy in self._copies
+        ]
+
+    def load_state_dict(self, copies: Any) -> None:
+        """Go on with the copies of `state_dict`; without any (None), the next step makes the first one.
+
+        Raises:
+            StateError: they are of other tensors.
+        """
+        loaded = [self._loaded(copy) for copy in copies or ()]
+        self._copies.clear()
+        self._copies.extend(loaded)
+
+    def _loaded(self, copy: Any) -> Copy:
+        tensors, state = take(copy, "tensors", list), {}
+        shapes = [getattr(t, "shape", None) for t in tensors]
+        if shapes != [t.shape for t in self._tensors]:
+            raise StateError("the copies of weights are of another model")
+        for i, held in take(copy, "state", list):
+            p = self._tensors[i]
+            state[p] = {key: _like(value, p) for key, value in held.items()}
+        return Copy(count(copy, "step"), [_like(x, t) for x, t in zip(tensors, self._tensors, strict=True)], state)
+
+
+def _like(value: Any, p: Tensor) -> Any:
+    """A value of a parameter's state where that parameter is; a count of steps stays on the host."""
+    if not isinstance(value, Tensor):
+        return value
+    return value.to(p.device) if value.dim() or not p.dim() else value
 
 
 def _copied(value: Any) -> Any:

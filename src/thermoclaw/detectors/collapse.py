@@ -7,11 +7,13 @@ from typing import Any
 
 import numpy as np
 
+from thermoclaw import checkpoint
 from thermoclaw.diagnosis.finding import Finding
 from thermoclaw.diagnosis.rules.decay import weight_decay_too_high
 from thermoclaw.observer import Observer, observer_for
 from thermoclaw.record import Record
 from thermoclaw.snapshot import Snapshot
+from thermoclaw.state import count, take, text, untext
 
 
 class CollapseDetector:
@@ -82,6 +84,22 @@ class CollapseDetector:
         """Whether a collapse was confirmed at this very step."""
         self._check()
         return self._fired_at == self.observer.rows_measured()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was found, and from where the detector watches now; the observer has a state of its own."""
+        found = {"findings": text([finding.to_json() for finding in self.findings]), "baseline": self._baseline}
+        return checkpoint.pack("CollapseDetector", {**found, "checked": self._checked, "fired_at": self._fired_at})
+
+    def load_state_dict(self, state: Any) -> None:
+        """Go on from `state_dict`, beside an observer that goes on from its own.
+
+        Raises:
+            StateError: it is damaged, or from a newer version.
+        """
+        whole = checkpoint.unpack("CollapseDetector", state)
+        baseline, checked, fired_at = count(whole, "baseline"), count(whole, "checked"), take(whole, "fired_at", int)
+        self.findings = [Finding.from_json(found) for found in untext(whole, "findings", list)]
+        self._baseline, self._checked, self._fired_at = baseline, checked, fired_at
 
     def record(self) -> Record:
         """The observer's record."""

@@ -48,6 +48,10 @@ def places_after_split(groups: Sequence[dict[str, Any]], chosen: set[int], place
     return found
 
 
+def _holder(groups: Sequence[dict[str, Any]], param: Any) -> int:
+    return next(i for i, group in enumerate(groups) if any(p is param for p in group["params"]))
+
+
 def split(journal: Journal, optimizer: Any, parts: Sequence[Any], chosen: set[int], place: int) -> int:
     """Put the chosen parameters of a group into a new one like it; the number of the group that holds only them.
 
@@ -76,13 +80,16 @@ def split(journal: Journal, optimizer: Any, parts: Sequence[Any], chosen: set[in
     schedules.add_group(parts, place, len(groups))
     groups.append(new)
 
-    def back() -> None:
-        at = next(i for i, one in enumerate(groups) if one is new)
-        schedules.drop_group(parts, at, len(groups))
-        del groups[at]
+    moved, kept = new["params"][0], group["params"][0]
+
+    def back() -> None:  # by parameters, as load_state_dict() of an optimizer makes its groups anew
+        now = optimizer.param_groups
+        at, source = _holder(now, moved), now[_holder(now, kept)]
+        schedules.drop_group(parts, at, len(now))
+        del now[at]
         for key, values in before.items():
             old = {id(value) for value in values}
-            group[key][:] = [*values, *(value for value in group[key] if id(value) not in old)]
+            source[key][:] = [*values, *(value for value in source[key] if id(value) not in old)]
 
     journal.later(back)
     return len(groups) - 1

@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, overload
 
 from thermoclaw.diagnosis import knobs, regroup, schedules
@@ -109,20 +110,61 @@ class Remedy:
         journal = Journal()
         try:
             changes = self._clip(journal, optimizer, inner) if self.knob == "clip" else None
+            sources: list[int] = []
             if changes is None:
                 places = self._places(inner, force=force)
                 if split:
-                    places = self._split(journal, inner, parts, places, model=model, scheduled=scheduler is not None)
+                    chosen, sources = self._to_split(inner, places, model=model, scheduled=scheduler is not None)
+                    schedules.check_lists(parts, len(inner.param_groups))
+                    places = [regroup.split(journal, inner, parts, chosen, place) for place in sources]
                 changes = self._turn(journal, inner, parts, places)
         except Exception:
             journal.undo()
             raise
-        applied = Applied(self, changes, journal)
+        applied = Applied(self, changes, journal, sources)
         lost = self.knob == "lr" and not parts and any("initial_lr" in group for group in inner.param_groups)
         hint = "; a schedule was attached to this optimizer and may undo it: give it as scheduler=" if lost else ""
         because = f", because of {reason}" if reason else ""
         logger.warning("thermoclaw: remedy applied: %s%s%s", applied.describe(), because, hint)
         return applied
+
+    def again(self, done: dict[str, Any], optimizer: Any, scheduler: Any = None, *, model: Any = None) -> Applied:
+        """What `apply` did in an earlier process (its `to_json()`), as something that can be taken back in this one.
+
+        Values are not written: they come with the states of the optimizer and its schedule. What these do not bring is
+        made again: the hook that clips, and groups that were split off, for which this comes before those states.
+
+        Raises:
+            RemedyError: it does not fit this optimizer.
+        """
+        inner, parts, journal = knobs.innermost(optimizer), schedules.parts_of(scheduler), Journal()
+        changes, sources = [dict(change) for change in done["changes"]], [int(i) for i in done.get("split", ())]
+        if self.knob == "clip":
+            self._clip(journal, optimizer, inner)
+        elif sources:
+            if not 0 <= max(sources) < len(inner.param_groups):
+                raise RemedyError(f"the optimizer has no parameter group {max(sources)}")
+            chosen, _ = self._to_split(inner, sources, model=model, scheduled=True)
+            for place in sources:
+                regroup.split(journal, inner, parts, chosen, place)
+        applied = Applied(self, changes, journal, sources)
+        if self.knob != "clip":
+            applied.turn_back = partial(self._turn_back, inner, parts, changes)
+        return applied
+
+    def _turn_back(self, optimizer: Any, parts: list[Any], changes: list[dict[str, Any]]) -> None:
+        groups, aside = optimizer.param_groups, Journal()
+        places = [change["group"] for change in changes]
+        if self.knob == "lr":
+            schedules.tell_scaled(aside, parts, groups, places, 1.0 / self.factor)
+            schedules.scale(aside, parts, places, len(groups), 1.0 / self.factor)
+        for change in changes:
+            group, was, is_there = groups[change["group"]], change["was"], False
+            if self.knob == "lr":
+                is_there = was is not None and knobs.read(group, "lr", change["group"]) == change["now"]
+                knobs.scale_rates(aside, group, 1.0 / self.factor)
+            if was is not None and (self.knob != "lr" or is_there):
+                knobs.write(aside, optimizer, group, self.knob, was)
 
     @staticmethod
     def undo(optimizer: Any, changed: Applied | Sequence[dict[str, Any]]) -> None:
@@ -173,9 +215,10 @@ class Remedy:
         journal.later(install(given, optimizer, self.value))
         return [{"group": None, "knob": self.knob, "was": _finite(self.was), "now": self.value}]
 
-    def _split(
-        self, journal: Journal, optimizer: Any, parts: list[Any], places: list[int], *, model: Any, scheduled: bool
-    ) -> list[int]:
+    def _to_split(
+        self, optimizer: Any, places: list[int], *, model: Any, scheduled: bool
+    ) -> tuple[set[int], list[int]]:
+        """The parameters to move, by identity, and the groups that hold them."""
         if not self.params:
             raise RemedyError("this remedy names no parameters: apply it without split=True")
         groups = optimizer.param_groups
@@ -185,9 +228,7 @@ class Remedy:
                 "it as scheduler="
             )
         chosen = regroup.named(model, self.params)
-        places = regroup.places_after_split(groups, chosen, places)
-        schedules.check_lists(parts, len(groups))
-        return [regroup.split(journal, optimizer, parts, chosen, place) for place in places]
+        return chosen, regroup.places_after_split(groups, chosen, places)
 
     def _turn(self, journal: Journal, optimizer: Any, parts: list[Any], places: list[int]) -> list[dict[str, Any]]:
         groups, changes = optimizer.param_groups, []
@@ -238,17 +279,26 @@ class Applied(Sequence[dict[str, Any]]):
         is_undone: whether it was taken back.
     """
 
-    def __init__(self, remedy: Remedy, changes: list[dict[str, Any]], journal: Journal) -> None:
+    def __init__(
+        self, remedy: Remedy, changes: list[dict[str, Any]], journal: Journal, sources: Sequence[int] = ()
+    ) -> None:
         self.remedy = remedy
         self.is_undone = False
-        self._changes, self._journal = changes, journal
+        self.turn_back: Callable[[], None] = lambda: None  # what the journal of an earlier process would have done
+        self._changes, self._journal, self._sources = changes, journal, list(sources)
 
     def undo(self) -> None:
         """Take the change back: groups, schedule, hook. A rate that has moved on with its schedule is divided back.
 
         May wait for a device where a rate is a tensor on one. A second call does nothing.
         """
+        if not self.is_undone:
+            self.turn_back()
         self.is_undone = True
+        self._journal.undo()
+
+    def forget(self) -> None:
+        """Take off what `Remedy.again` made, and leave all values as they are."""
         self._journal.undo()
 
     def describe(self) -> str:
@@ -263,7 +313,8 @@ class Applied(Sequence[dict[str, Any]]):
 
     def to_json(self) -> dict[str, Any]:
         """Plain data: the remedy, the changes, and both in words."""
-        return {**self.remedy.to_json(), "changes": [dict(c) for c in self._changes], "text": self.describe()}
+        found = {**self.remedy.to_json(), "changes": [dict(c) for c in self._changes], "text": self.describe()}
+        return {**found, "split": self._sources} if self._sources else found  # the groups that were split
 
     @overload
     def __getitem__(self, index: int) -> dict[str, Any]: ...

@@ -84,9 +84,8 @@ class Cadence:
     def next(self, *, always: bool = False) -> Call:
         """The coming step; `always`: it is measured whatever N is, and only kept or not."""
         self._number += 1
-        phase = (self._number - self._origin) % self.every
-        measured = always or ((phase == 0 or phase >= self.every - LEAD) and not self._is_idle(self._number, lead=0))
-        kept = phase == 0 and not self._is_idle(self._number, lead=LEAD)
+        measured = always or self._is_measured(self._number)
+        kept = (self._number - self._origin) % self.every == 0 and not self._is_idle(self._number, lead=LEAD)
         place, gap = self._num_kept, self._probe_gap()
         call = Call(
             self._number,
@@ -100,6 +99,15 @@ class Cadence:
             self._last_measured = self._number
         self._num_kept += kept
         return call
+
+    @property
+    def measures_next(self) -> bool:
+        """Whether the coming step is measured."""
+        return self._is_measured(self._number + 1)
+
+    def _is_measured(self, number: int) -> bool:
+        phase = (number - self._origin) % self.every
+        return (phase == 0 or phase >= self.every - LEAD) and not self._is_idle(number, lead=0)
 
     def _probe_gap(self) -> int:
         """Kept rows from one probe to the next: a power of two."""

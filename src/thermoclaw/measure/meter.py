@@ -134,8 +134,13 @@ class Meter:
         self._calls.append(self.cadence.number)
         self.intake.bind(layout, self._parts.start_norms(), unit_group=_groups_of(layout))
 
+    @property
+    def _is_bound(self) -> bool:
+        """Whether the optimizer's groups are those of the layout."""
+        return self._partition is not None or signature(self._optimizer) == self.layout.signature
+
     def _rebind_if_changed(self) -> None:
-        if self._partition is not None or signature(self._optimizer) == self.layout.signature:
+        if self._is_bound:
             return
         self.ingest(everything=True)
         order = tuple(layer.name for layer in self.layout.layers)
@@ -425,6 +430,9 @@ class Meter:
 
     def state_dict(self) -> dict[str, Any]:
         """What the next rows depend on, on the host, when all rows were taken in. Waits."""
+        if self._call is None and self.cadence.measures_next and not self.has_peers:
+            with quiet_math():
+                self._rebind_if_changed()  # as the next step would
         return {
             **describe(self.layout, with_places=self.settings.mode == "exact"),
             "epoch": self.epoch,
@@ -437,6 +445,7 @@ class Meter:
             "num_refused": int(self._refused),
             "is_forgotten": self._is_forgotten,
             "is_interrupted": self._is_interrupted,
+            "is_bound": self._is_bound,
             "parts": self._parts.state_dict(),
             "intake": self.intake.state_dict(),
         }
@@ -448,7 +457,9 @@ class Meter:
             StateError: the state is not one of these units, or damaged; then it is loaded in part.
         """
         order = order_of(state, self.layout)
-        if order != tuple(layer.name for layer in self.layout.layers):  # layers that joined late come last
+        mine = tuple(layer.name for layer in self.layout.layers)
+        # layers that joined late come last; a guard may have split groups
+        if order != mine or not self._is_bound:
             layout = lay_out(self._model, self._optimizer, order=order, partition=self._partition)
             self.intake = self._make_intake(layout)
             with quiet_math():
@@ -467,6 +478,8 @@ class Meter:
             self._refused.fill_(count(state, "num_refused"))
             anew = self._parts.load_state_dict(take(state, "parts", dict), num_rows=self._pushed)
         self._run.continue_from(self._pushed)
+        if not take(state, "is_bound", bool):  # the next measured step binds anew, as it would have done
+            self.layout = replace(self.layout, signature=())
         return list(dict.fromkeys(self.layout.layers[self.layout.units[u].layer].name for u in anew))
 
     def _load_rows(self, state: Any) -> None:
