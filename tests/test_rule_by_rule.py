@@ -501,3 +501,22 @@ def test_a_small_model_may_learn_to_attend_fast() -> None:
     lost = Synthetic().probe(attention_gain=gains)
     lost.set(slice(80, None), loss=lost.loss[80:] + 1.0)
     assert heard(lost.record(), "attention_logit_growth").confidence == "MEDIUM"
+
+
+def test_a_margin_that_is_reached_at_once() -> None:
+    def run(second: float) -> Record:
+        return Synthetic().set(0, loss=2.5e-3, grad_sq=0.09).set(slice(1, None), loss=second).record()
+
+    silent(run(0.0), "exploding_gradients")
+    assert heard(run(1e-9), "exploding_gradients").raised_step == 3
+
+
+def test_a_gradient_that_shrinks_before_it_grows_is_no_sum() -> None:
+    def run(early: float) -> Record:
+        t, random = np.arange(200), np.random.default_rng(0)
+        size = 0.3 * np.where(t < 2, 1.0, np.where(t < 12, early, 0.25 * t))[:, None] * np.ones((200, 8))
+        made = Synthetic().set(loss=2.5 + 0.2 * random.standard_normal(200), grad_sq=size**2, noise_share=0.01)
+        return made.set(coherence=0.97).record()
+
+    assert heard(run(2.0), "gradient_accumulation_bug").first_step == 1
+    silent(run(0.7), "gradient_accumulation_bug")

@@ -23,7 +23,7 @@ SUM_ROWS, SUM_NOISE, SUM_COHERENCE, SUM_BATCHES, SUM_MOVES, SUM_KEEPS, SUM_LASTS
     20,
     80,
 )
-SUM_PAYS, SUM_GROWS = 0.4, 1.5
+SUM_PAYS, SUM_GROWS, SUM_EARLY = 0.4, 1.5, slice(2, 12)
 
 
 def gradient_accumulation_bug(record: Record) -> Finding | None:
@@ -73,7 +73,8 @@ def _steady_sum(record: Record, growth: Array) -> tuple[int, int] | None:
         )
     moving = trailing_mean(view.update_ratio, SUM_ROWS) > SUM_MOVES
     hit = (noise < SUM_NOISE) & (turning > SUM_COHERENCE) & batches_differ & moving
-    hit &= (growth > SUM_GROWS) | ((growth > SUM_KEEPS) & is_clipped(view))
+    grows = (growth > SUM_GROWS) & (middle(growth[SUM_EARLY]) > 1.0)  # a sum is longer than what it began with
+    hit &= grows | ((growth > SUM_KEEPS) & is_clipped(view))
     hit &= ~_pays(view)
     hit[:SUM_ROWS] = False
     hit &= record["step"] < SUM_UNTIL  # a sum that was never cleared shows early

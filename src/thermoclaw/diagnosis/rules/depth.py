@@ -114,6 +114,8 @@ def _blast(record: Record) -> Finding | None:
         start = np.sqrt(np.abs(record["param_sq"][0] - record["distance"][0]))  # about ‖θ₀‖
         steep = middle((record["grad_norm"][0] * start / first)[view.big])
     soon = record.loss[2:4]
+    if (soon == 0).any():
+        return None  # a margin that is reached
     calm = bool(np.isfinite(soon).all()) and bool((np.abs(np.log(np.abs(soon) / first + 1e-300)) < np.log(3.0)).all())
     if not steep > (STEEP_CALM if calm else STEEP):
         return None
