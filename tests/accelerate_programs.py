@@ -17,7 +17,7 @@ def run(rank: int, world: int, way: str, folder: str, watched: bool) -> dict[str
     """A loop under DDP, or sharded by FSDP2, and what this process has of it."""
     warnings.simplefilter("ignore")
     os.environ.update(LOCAL_RANK=str(rank), WORLD_SIZE=str(world), ACCELERATE_USE_CPU="true")
-    from accelerate import Accelerator, FullyShardedDataParallelPlugin
+    from accelerate import Accelerator
     from accelerate.state import AcceleratorState, GradientState
     from accelerate.tracking import GeneralTracker
 
@@ -44,12 +44,14 @@ def run(rank: int, world: int, way: str, folder: str, watched: bool) -> dict[str
     AcceleratorState._reset_state(True)
     GradientState._reset_state()
     book = Book()
-    os.environ["ACCELERATE_USE_FSDP"] = "true" if way == "fully" else "false"
-    plugin = FullyShardedDataParallelPlugin(fsdp_version=2) if way == "fully" else None
-    accelerator = Accelerator(cpu=True, log_with=book, fsdp_plugin=plugin)
+    accelerator = Accelerator(cpu=True, log_with=book)
     accelerator.init_trackers("run")
-    model = programs.make_net(torch.float64)
-    model, optimizer = accelerator.prepare(model, programs.make_optimizer(model))
+    if way == "ddp":
+        model = programs.make_net(torch.float64)
+        model, optimizer = accelerator.prepare(model, programs.make_optimizer(model))
+    else:  # by hand, as Accelerate shards on accelerators only
+        model = programs.fully_sharded(torch.float64, world)
+        optimizer = accelerator.prepare(programs.make_optimizer(model))
     seen = observe(accelerator, model, optimizer, output_dir=folder, strict=True, quiet=True) if watched else None
     for x, y in programs.batches(24, torch.float64):
         optimizer.zero_grad()
@@ -59,7 +61,6 @@ def run(rank: int, world: int, way: str, folder: str, watched: bool) -> dict[str
         seen.finish()  # end_training would end the processes' group, which other programs need
     observer = seen.observer if seen is not None else None
     return {
-        "kind": accelerator.distributed_type.name,
         "columns": programs.columns(observer.record()) if observer is not None else None,
         "logged": book.got,
         "files": sorted(path.name for path in Path(folder).glob("thermoclaw*")),

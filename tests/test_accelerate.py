@@ -167,6 +167,7 @@ def test_a_step_that_was_skipped_is_no_row_and_its_loss_not_the_next_ones() -> N
     np.testing.assert_allclose(record.loss, want, rtol=1e-6)
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated")
 def test_names_are_those_of_the_bare_model() -> None:
     accelerator = Accelerator(cpu=True)
     model, optimizer = begin()

@@ -100,6 +100,7 @@ def observe(
     folder = output_dir if output_dir is not None else accelerator.project_dir
     observed = Observed(
         accelerator,
+        model,
         functools.partial(_make, model, optimizer, mode=mode, every=every, strict=strict),
         name=name,
         every=log_every,
@@ -110,7 +111,11 @@ def observe(
         strict=strict,
     )
     if isinstance(optimizer, ACCELERATE.optimizer.AcceleratedOptimizer):
-        observed.attach()
+        try:
+            observed.attach()
+        except Exception:
+            observed.detach()
+            raise
     return observed
 
 
@@ -128,6 +133,7 @@ class Observed:
     def __init__(
         self,
         accelerator: Any,
+        model: Any,
         make: Callable[[], Observer],
         *,
         name: str,
@@ -140,7 +146,7 @@ class Observed:
     ) -> None:
         self.strict, self.off = strict, False
         self.report: Report | None = None
-        self._accelerator, self._make, self._name = accelerator, make, name
+        self._accelerator, self._model, self._make, self._name = accelerator, model, make, name
         self._every, self._split, self._plots, self._folder, self._quiet = every, split, plots, folder, quiet
         self._watch: Watch | None = None
         self._state: Any = None  # of a checkpoint, until it can be loaded
@@ -227,7 +233,7 @@ class Observed:
 
     def attach(self) -> None:
         """Make the observer, once the objects are prepared."""
-        if not measures(self._accelerator):
+        if not measures(self._accelerator, self._model):
             return
         self._watch = Watch(self._make(), name=self._name, every=self._every, split=self._split)
         self._watch.observer.on_alarm(self._hear)
@@ -298,7 +304,7 @@ class Observed:
     def _load(self, models: Any, input_dir: str) -> None:
         """Read the state; it is loaded before the next backward, when weights and optimizer have theirs."""
         self._loss = None
-        if measures(self._accelerator):
+        if measures(self._accelerator, self._model):
             self._state = read_state(Path(input_dir), self._name)
 
     def _go_on(self, watch: Watch) -> None:

@@ -41,15 +41,16 @@ def check_supported(accelerator: Any) -> None:
         )
 
 
-def measures(accelerator: Any) -> bool:
+def measures(accelerator: Any, model: Any) -> bool:
     """Whether this process measures: the main one, and of a sharded model all."""
-    if accelerator.is_main_process:
-        return True
-    return any(hasattr(p, "device_mesh") for model in accelerator._models for p in model.parameters())
+    models = [*accelerator._models, *(model if isinstance(model, (list, tuple)) else [model])]
+    return accelerator.is_main_process or any(hasattr(p, "device_mesh") for m in models for p in m.parameters())
 
 
 def bare(model: Any) -> Any:
-    """The user's own module inside of what wraps it for several processes or compiles it."""
+    """The user's own module inside of what wraps it for several processes or compiles it; of a list, of each."""
+    if isinstance(model, (list, tuple)):
+        return [bare(part) for part in model]
     wrappers = (nn.parallel.DistributedDataParallel, nn.DataParallel)
     while True:
         inner = model.module if isinstance(model, wrappers) else getattr(model, "_orig_mod", None)
