@@ -520,3 +520,13 @@ def test_a_gradient_that_shrinks_before_it_grows_is_no_sum() -> None:
 
     assert heard(run(2.0), "gradient_accumulation_bug").first_step == 1
     silent(run(0.7), "gradient_accumulation_bug")
+
+
+def test_a_gradient_that_jumps_with_the_data_is_no_spike() -> None:
+    def run(loud: int, first_loss: int) -> list[tuple[str, str]]:
+        made = Synthetic().set(slice(100, 100 + loud), grad_sq=(0.3 * 40) ** 2)
+        made.set(slice(first_loss, None), loss=made.loss[first_loss:] + 3.0)
+        return [(f.code, f.confidence) for f in find(made.record())]
+
+    assert run(100, 100) == [("distribution_shift", "HIGH"), ("gradient_spike", "LOW")]
+    assert run(1, 101)[0][0] == "gradient_spike"  # the loss moved after the step, and by it

@@ -98,6 +98,8 @@ def _rank_of(finding: Finding) -> int:
     """How close to the root a failure stands; a rate too high from the first step, or set so later, is a setting."""
     if finding.code == "lr_too_high" and (finding.first_step <= 1 or "lr_before" in finding.evidence):
         return 0
+    if finding.code == "gradient_spike" and finding.evidence.get("came_with_the_data"):
+        return _RANK["distribution_shift"] + 1  # other data makes other gradients
     if finding.code == "gradient_spike" and finding.evidence["over_recent_maximum"] > _LARGE_SPIKE:
         return 1  # such a step can kill units and throw weights; what follows is its doing
     return _RANK.get(finding.code, 3)

@@ -14,7 +14,7 @@ from thermoclaw.record import Record
 
 BEFORE, AFTER = 20, 6
 SHIFT, SHIFT_HIGH, FALLS_BACK = 2.0, 4.0, 0.45
-SPIKE_OVER, SPIKE_OVER_HIGH, SPIKE_MEMORY = 20.0, 33.0, 50
+SPIKE_OVER, SPIKE_OVER_HIGH, SPIKE_MEMORY, STAYS = 20.0, 33.0, 50, 4
 LOSS_SPIKE, LOSS_SPIKE_BACK, MANY_SPIKES, LONE_SPIKE = 0.5, 10, 4, 6.0
 USUAL_STEP, USUAL_RATE = 3.0, 1.5
 
@@ -135,9 +135,24 @@ def gradient_spike(record: Record) -> Finding | None:
         advice=f"Clip the gradient norm at about {norm:.3g} (twice its median) or skip such steps, and look at the "
         f"batches around step {int(record.steps[row])}.",
         source="ZClip (2504.02507), OLMo-core SkipStepOptimizer: outliers of the norm against its recent past",
-        evidence={"grad_norm": float(view.grad[row]), "over_recent_maximum": float(over[row])},
+        evidence={
+            "grad_norm": float(view.grad[row]),
+            "over_recent_maximum": float(over[row]),
+            "came_with_the_data": float(_came_with_the_data(view, row)),
+        },
         remedy=Remedy("clip", norm, float(view.grad[row])),
     )
+
+
+def _came_with_the_data(view: View, row: int) -> bool:
+    """Whether the loss of the same batch stood out already, and loss and gradient stay where they jumped to."""
+    after = slice(row + 1, row + 1 + STAYS)
+    if view.loss is None or len(view.grad[after]) < STAYS:
+        return False
+    before = view.record.loss[row - BEFORE : row]
+    high = before.max() + 2.0 * (before.max() - np.median(before))
+    loud = view.grad[after] > 0.25 * view.grad[row]
+    return bool((view.record.loss[row : row + 1 + STAYS] > high).all() and loud.all())
 
 
 def _is_alone(record: Record, at: int, start: float) -> bool:
