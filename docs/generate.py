@@ -77,6 +77,14 @@ def symbol(quantity: Quantity) -> str:
     return "" if quantity.symbol == quantity.name else plain(quantity.symbol)
 
 
+def scalars() -> str:
+    """What every logger gets, by name."""
+    from thermoclaw.integrations.scalars import meanings
+
+    rows = [(f"`{name}`", plain(meaning)) for name, meaning in meanings().items()]
+    return "\n".join(table(("name", "meaning"), rows))
+
+
 def demo() -> str:
     """The arms of the demo by seed, from the file that the demo wrote."""
     measured = json.loads((RESULTS / "demo.json").read_text())
@@ -92,6 +100,7 @@ def demo() -> str:
 PARTS: dict[str, Callable[[], str]] = {
     "quantities": quantities,
     "demo": demo,
+    "scalars": scalars,
     **causal_tables.PARTS,
     **cost_tables.PARTS,
     **preflight_tables.PARTS,

@@ -4,6 +4,7 @@
     python docs/pictures.py --demo FOLDER   # takes them from a demo that was run before with --seeds 3
 
     python docs/pictures.py --figures       # only puts the measured figures into README.md
+    python docs/pictures.py --map           # only draws the map of layers that loggers send
 
 Writes docs/images/*.png, benchmarks/results/demo.json and the tables of README.md. The charts of the cost are drawn by
 `benchmarks/overhead.py`; `--draw` makes it draw those of a measured file again.
@@ -57,12 +58,24 @@ def put_figures() -> None:
     readme.write_text(text)
 
 
+def draw_map() -> None:
+    """The map that the example of the loggers sends from a run whose learning rate is too high."""
+    with tempfile.TemporaryDirectory() as name:
+        example = ROOT / "examples" / "loggers.py"
+        subprocess.run([sys.executable, str(example), "--lr", "0.5", "--folder", name], check=True)
+        shutil.copyfile(Path(name) / "digits_r_map.png", ROOT / "docs" / "images" / "layer_map.png")
+
+
 def main() -> None:
     """Run the demo, or take one that was run."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--demo", type=Path, help="folder of a demo that was run before")
     parser.add_argument("--figures", action="store_true", help="only put the measured figures into README.md")
+    parser.add_argument("--map", action="store_true", help="only draw the map of layers that loggers send")
     args = parser.parse_args()
+    if args.map:
+        draw_map()
+        return
     if args.figures:
         put_figures()
         return

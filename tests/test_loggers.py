@@ -64,6 +64,7 @@ def test_they_go_out_while_the_run_goes_on(digits: Digits) -> None:
     assert notes.calls("close") == []
     when = {what[1]: at for what, at in zip(notes.got, notes.when, strict=True) if what[0] == "scalars"}
     lag = 8
+    assert list(when) == [10, 20, 30, 40]
     assert all(step <= at < step + lag for step, at in when.items()), when
     found = [(what[1].raised_step, at) for what, at in zip(notes.got, notes.when, strict=True) if what[0] == "finding"]
     assert found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import runpy
 from pathlib import Path
 from typing import Any
 
@@ -99,3 +100,26 @@ def test_json_lines_stay_lines_and_are_added_to(tmp_path: Path) -> None:
     assert json.loads(first) == {"step": 1}
     assert json.loads(second)["finding"]["layers"][1] == EVIL
     assert json.loads(second, parse_constant=lambda _: 1 / 0)["finding"]["evidence"]["norm_drop"] is None
+
+
+# -- the example -------------------------------------------------------------------------------------------------------
+
+
+def test_the_example_logs_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    for package in ("sklearn", "matplotlib", "tensorboard"):
+        pytest.importorskip(package)
+    example = Path(__file__).resolve().parent.parent / "examples" / "loggers.py"
+    targets = ["jsonl", "prometheus", "tensorboard"]
+    options = ["--steps", "40", "--weight-decay", "2", "--folder", str(tmp_path), "--to", *targets]
+    monkeypatch.setattr("sys.argv", [str(example), *options])
+    runpy.run_path(str(example), run_name="__main__")
+    assert "weight_decay_too_high" in capsys.readouterr().out
+    lines = [json.loads(line) for line in (tmp_path / "digits.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [line["step"] for line in lines if "finding" not in line] == [10, 20, 30, 40]
+    assert next(line["finding"]["code"] for line in lines if "finding" in line) == "weight_decay_too_high"
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "digits.jsonl",
+        "digits.prom",
+        "digits_r_map.png",
+        "tensorboard",
+    }

@@ -173,7 +173,8 @@ class Log:
             return
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "map.png"
-            plot_layer_map(record, findings=self.observer.alarms, save_path=path)
+            newest = {alarm.code: alarm for alarm in self.observer.alarms}  # a surer alarm replaces an earlier one
+            plot_layer_map(record, findings=newest.values(), save_path=path)
             self._give("picture", PICTURE, record.num_steps, path.read_bytes())
 
     def _end(self) -> None:
