@@ -427,19 +427,91 @@ def test_a_terminal_without_unicode_does_not_matter(tmp_path: Path, monkeypatch:
 # -- resume ------------------------------------------------------------------------------------------------------------
 
 
-def resumed(whole_run: SimpleNamespace, folder: Path, checkpoint: Path | bool) -> ThermoclawCallback:
-    """The second half of the whole run, again, from its checkpoint at step 11 (in the middle of an epoch)."""
+def resumed(folder: Path, checkpoint: Path | bool, *reporters: TrainerCallback, **settings: Any) -> ThermoclawCallback:
+    """The rest of the whole run, again, from one of its checkpoints."""
     callback = ThermoclawCallback(log_every=5, plot_on_end=False, strict=True)
-    trainer = make_trainer(folder, callback, **WHOLE)
+    trainer = make_trainer(folder, callback, *reporters, **{**WHOLE, **settings})
     trainer.train(resume_from_checkpoint=str(checkpoint) if isinstance(checkpoint, Path) else checkpoint)
     return callback
 
 
-def test_resume_continues_the_record(whole_run: SimpleNamespace, tmp_path: Path) -> None:
-    checkpoint = whole_run.folder / "checkpoint-11"
+def points(carrier: Carrier) -> dict[int, dict[str, float]]:
+    return {step: logs for step, logs in carrier.got if "thermoclaw/sigma" in logs}
+
+
+def assert_same(got: ThermoclawCallback, want: ThermoclawCallback) -> None:
+    """The same rows to the last bit, events, epochs, alarms and findings."""
+    one, two = got.observer.record(), want.observer.record()
+    assert one.steps.tolist() == two.steps.tolist()
+    assert one.layer_values.tobytes() == two.layer_values.tobytes()
+    assert one.run_values.tobytes() == two.run_values.tobytes()
+    assert one.events == two.events
+    assert got.observer.epoch_history == want.observer.epoch_history
+    assert got.alarms == want.alarms
+    assert str(got.report) == str(want.report)
+
+
+@pytest.mark.parametrize("step", [11, 22])
+def test_a_resumed_run_is_the_whole_run(whole_run: SimpleNamespace, tmp_path: Path, step: int) -> None:
+    """In the middle of an epoch; points whose rows had not reached the host by then come now."""
+    carrier = Carrier()
+    assert_same(resumed(tmp_path, whole_run.folder / f"checkpoint-{step}", carrier), whole_run.callback)
+    assert list(points(carrier)) == {11: [10, 15, 20, 24], 22: [20, 24]}[step]
+
+
+def test_a_run_resumed_between_epochs_after_an_alarm_is_the_whole_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its points and alarms come once, and the epoch that ended with the checkpoint is closed with its evaluation."""
+    failing = {"learning_rate": 1.0, "lr_scheduler_type": "constant", "num_train_epochs": 5}
+    whole, first, second = Carrier(), Carrier(), Carrier()
+    want = ThermoclawCallback(log_every=5, plot_on_end=False, strict=True)
+    make_trainer(tmp_path / "whole", want, whole, **{**WHOLE, **failing}).train()
+    shown = capsys.readouterr().out
+    callback = ThermoclawCallback(log_every=5, plot_on_end=False, strict=True)
+    settings = {**WHOLE, **failing, "save_strategy": "epoch", "num_train_epochs": 3}
+    make_trainer(tmp_path / "cut", callback, first, **settings).train()
+    before = capsys.readouterr().out
+    got = resumed(tmp_path / "cut", tmp_path / "cut" / "checkpoint-24", second, **failing)
+    after = capsys.readouterr().out
+    assert_same(got, want)
+    assert want.alarms
+    assert len(want.observer.epoch_history) == 5
+    for alarm in want.alarms:
+        assert [alarm.message in text for text in (shown, before, after)] in ([True, True, False], [True, False, True])
+    one, two = points(first), points(second)
+    assert {**one, **two}.keys() >= points(whole).keys()
+    for step, logs in points(whole).items():
+        if step in two:
+            assert two[step] == logs
+    assert min(two) == 25
+
+
+def without_state(whole_run: SimpleNamespace, folder: Path) -> Path:
+    """The checkpoint as an earlier version left it."""
+    checkpoint = folder / "checkpoint-11"
+    shutil.copytree(whole_run.folder / "checkpoint-11", checkpoint)
+    (checkpoint / "thermoclaw_state.pt").unlink()
+    return checkpoint
+
+
+@pytest.mark.parametrize("state", ["missing", "damaged", "strange", "of another step"])
+def test_resume_continues_the_record(
+    whole_run: SimpleNamespace, tmp_path: Path, state: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    checkpoint = without_state(whole_run, tmp_path)
+    if state == "damaged":
+        (checkpoint / "thermoclaw_state.pt").write_bytes(b"PK\x03\x04 cut short")
+    elif state == "strange":
+        torch.save(
+            {"global_step": 11, "epoch_step": 8, "val_loss": None, "observer": {}}, checkpoint / "thermoclaw_state.pt"
+        )
+    elif state == "of another step":
+        shutil.copy(whole_run.folder / "checkpoint-22" / "thermoclaw_state.pt", checkpoint)
     earlier = Record.load(checkpoint / outputs.RECORD_FILE)
     assert earlier.steps.tolist() == list(range(1, 12))
-    record = resumed(whole_run, tmp_path, checkpoint).observer.record()
+    record = resumed(tmp_path / "again", checkpoint).observer.record()
+    assert any("thermoclaw_state.pt is not used, as" in line for line in caplog.messages) is (state != "missing")
     whole = whole_run.callback.observer.record()
     assert record.steps.tolist() == whole.steps.tolist()
     np.testing.assert_array_equal(record.layer_values[:11], earlier.layer_values)
@@ -455,12 +527,11 @@ def test_resume_continues_the_record(whole_run: SimpleNamespace, tmp_path: Path)
 def test_resume_without_earlier_rows(
     whole_run: SimpleNamespace, tmp_path: Path, sidecar: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    checkpoint = tmp_path / "checkpoint-11"
-    shutil.copytree(whole_run.folder / "checkpoint-11", checkpoint)
+    checkpoint = without_state(whole_run, tmp_path)
     (checkpoint / outputs.RECORD_FILE).unlink()
     if sidecar == "damaged":
         (checkpoint / outputs.RECORD_FILE).write_bytes(b"PK\x03\x04 cut short")
-    callback = resumed(whole_run, tmp_path, checkpoint=True)
+    callback = resumed(tmp_path, True)
     record = callback.observer.record()
     assert record.steps.tolist() == list(range(12, 25))
     np.testing.assert_allclose(record["grad_sq"], whole_run.callback.observer.record()["grad_sq"][11:], rtol=1e-5)

@@ -24,7 +24,8 @@ from thermoclaw.state import StateError
 
 SGD = Job(lambda model: torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=0.01))
 MUON = Job(lambda model: torch.optim.Muon([p for p in model.parameters() if p.dim() == 2], lr=0.01))
-JOBS = {"sgd": SGD, "adamw": Job(), "muon": MUON}
+GROUPS = Job(lambda model: _two_groups(model, torch.optim.AdamW, weight_decay=0.1))  # more units than layers
+JOBS = {"sgd": SGD, "adamw": Job(), "groups": GROUPS, "muon": MUON}
 STOPS = ((1,), (7,), (8,), (9,), (64,), (3, 30))
 
 # -- the same record --------------------------------------------------------------------------------------------------
@@ -422,9 +423,9 @@ def test_other_groups_and_another_memory_format_are_named() -> None:
         other.observer.load_state_dict(torch.load(io.BytesIO(saved))["observer"])
 
 
-def _two_groups(model: nn.Module) -> Any:
+def _two_groups(model: nn.Module, kind: type[torch.optim.Optimizer] = torch.optim.SGD, **settings: Any) -> Any:
     params = list(model.parameters())
-    return torch.optim.SGD([{"params": params[::2]}, {"params": params[1::2]}], lr=0.1)
+    return kind([{"params": params[::2]}, {"params": params[1::2], "weight_decay": 0.0}], lr=0.01, **settings)
 
 
 @pytest.mark.parametrize(

@@ -241,10 +241,11 @@ class Derivation:
         self._smoother.load_state_dict(take(state, "smoother", dict))
         lags = take(state, "lags", dict)
         for name, lagged in self._lag.items():
-            lagged.load(_at_most(array(lags, name, None, None), num_layers, name))
+            width = num_units if name == "lost" else num_layers
+            lagged.load(array(lags, name, None, None)[:, :width])  # those from before others joined may be narrower
         self._samples = deque(array(state, "samples", None, num_layers), maxlen=self._samples.maxlen)
         baseline = maybe_array(state, "baseline", None)
-        self._baseline = None if baseline is None else _at_most(baseline, num_layers, "baseline")
+        self._baseline = None if baseline is None else baseline[:num_layers]
         self._num_rows, self._started = count(state, "num_rows"), take(state, "started", bool)
         self._before_sq = maybe_array(state, "before_sq", num_units)
         self._carried = maybe_array(state, "carried", num_units)
@@ -393,13 +394,6 @@ class Derivation:
             "d_iS_noise": np.maximum(aligned - (1.0 - overhead), 0.0),
         }
         return {name: np.where(sigma == 0, 0.0, sigma * share) for name, share in parts.items()}
-
-
-def _at_most(values: Array, num_layers: int, name: str) -> Array:
-    """Rows from before layers joined may be shorter."""
-    if values.shape[-1] > num_layers:
-        raise StateError(f"{name!r} has {values.shape[-1]} layers, not {num_layers}")
-    return values
 
 
 def _any(add: LayerSums, values: Array) -> Array:

@@ -28,6 +28,16 @@ def write_state(folder: Path, name: str, state: dict[str, Any]) -> None:
         torch.save(state, handle)
 
 
+def load_state(folder: Path, name: str = "") -> Any:
+    """The state.
+
+    Raises:
+        FileNotFoundError: there is none.
+        Exception: it cannot be read; torch's errors are of many classes.
+    """
+    return torch.load(state_file(folder, name), map_location="cpu", weights_only=True)
+
+
 def read_state(folder: Path, name: str) -> Any:
     """The state, or None with one message where there is none that can be read."""
     path = state_file(folder, name)
@@ -35,7 +45,7 @@ def read_state(folder: Path, name: str) -> Any:
         logger.warning("thermoclaw: %s has no %s: the record begins anew at the checkpoint", folder, path.name)
         return None
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return load_state(folder, name)
     except Exception as error:
         logger.warning("thermoclaw: %s cannot be read (%s): the record begins anew at the checkpoint", path, error)
         return None

@@ -11,6 +11,7 @@ from __future__ import annotations
 import atexit
 import functools
 import logging
+import math
 import time
 import weakref
 from collections.abc import Callable
@@ -22,12 +23,14 @@ import torch
 from thermoclaw.detectors.entropy_split import EntropySplit
 from thermoclaw.diagnosis.finding import Finding
 from thermoclaw.diagnosis.report import Report, diagnose
+from thermoclaw.integrations.checkpoint_file import load_state, state_file, write_state
 from thermoclaw.integrations.feed import Feed
 from thermoclaw.integrations.outputs import RECORD_FILE, write_outputs
 from thermoclaw.integrations.points import Points
 from thermoclaw.integrations.trainer_access import calling, check_supported, checkpoint_folder, earlier_record, tap_loss
 from thermoclaw.observer import Observer
 from thermoclaw.record import Record
+from thermoclaw.state import StateError, count, take
 
 try:
     from tqdm.auto import tqdm  # type: ignore[import-untyped]
@@ -113,6 +116,7 @@ class ThermoclawCallback(TrainerCallback):
     def _forget(self) -> None:
         """What belongs to one run, as it is before a run."""
         self._off = self._given_loss = False
+        self._is_in_epoch = False  # the run goes on in the middle of an epoch, which begins a second time
         self._feed: Feed | None = None
         self._undo: list[Callable[[], None]] = []
         self._loss: Any = None
@@ -156,32 +160,50 @@ class ThermoclawCallback(TrainerCallback):
             return
         self.observer = observer
         self._folder = Path(self.output_dir if self.output_dir is not None else args.output_dir)
-        if state.global_step:
-            self._resume(observer, state, checkpoint or checkpoint_folder(args, state))
-        self._first_step = self._epoch_step = state.global_step
+        self._first_step = self._epoch_step = told = state.global_step
+        if state.global_step and self._resume(observer, state, checkpoint or checkpoint_folder(args, state)):
+            told = observer.rows_on_host() // self.log_every * self.log_every
         observer.on_alarm(lambda finding: self._say(f"Thermoclaw, {finding.message}"))
         if trainer is None:
             logger.warning("thermoclaw: no Trainer calls this callback, so there is no loss and nothing is logged")
         else:
             every, split = self.log_every, self.enable_entropy_split
-            points = Points(observer, every=every, split=split, start=state.global_step)
+            points = Points(observer, every=every, split=split, start=told)
             self._feed = Feed(points, weakref.ref(trainer))
             self._undo.append(tap_loss(trainer, self._add_loss))
         rescue = functools.partial(_rescue, weakref.ref(self), time.time())
         atexit.register(rescue)
         self._undo += [functools.partial(atexit.unregister, rescue), observer.close]
 
-    def _resume(self, observer: Observer, state: Any, checkpoint: Path) -> None:
-        """Continue the numbering of steps, with the earlier rows where the checkpoint has them."""
+    def _resume(self, observer: Observer, state: Any, checkpoint: Path) -> bool:
+        """Go on from the checkpoint: with everything (True), with what its record has, or with step numbers alone."""
+        try:
+            self._go_on(observer, state, load_state(checkpoint))
+            return True
+        except FileNotFoundError:  # an earlier version kept the record alone
+            logger.info("thermoclaw: %s has no state", checkpoint)
+        except Exception as error:  # whatever reading a damaged file may raise
+            logger.warning("thermoclaw: %s: its %s is not used, as %s", checkpoint, state_file(checkpoint).name, error)
         step = int(state.global_step)
         record, missing = earlier_record(checkpoint / RECORD_FILE)
         if not observer.resume(record, step=step, epoch=int(state.epoch or 0)):
             logger.warning("thermoclaw: %s %s; this one begins at step %d", checkpoint, missing, step + 1)
+        return False
+
+    def _go_on(self, observer: Observer, state: Any, saved: Any) -> None:
+        if count(saved, "global_step") != state.global_step:
+            raise StateError(f"it was saved at step {saved['global_step']}, and the checkpoint at {state.global_step}")
+        epoch_step, val_loss = count(saved, "epoch_step"), take(saved, "val_loss", float, type(None))
+        observer.load_state_dict(take(saved, "observer", dict))
+        self._first_step, self._epoch_step, self._val_loss = observer.global_step, epoch_step, val_loss
+        self._is_in_epoch = not math.isclose(state.epoch, round(state.epoch), abs_tol=1e-6)
 
     @_never_stops
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Close the epoch before; only now is its evaluation known."""
-        self._close_epoch(state)
+        if not self._is_in_epoch:
+            self._close_epoch(state)
+        self._is_in_epoch = False
 
     def _close_epoch(self, state: Any) -> None:
         if self.observer is not None and state.global_step > self._epoch_step:
@@ -226,15 +248,21 @@ class ThermoclawCallback(TrainerCallback):
 
     @_never_stops
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Put the record beside the checkpoint."""
+        """Put the record, and what the run goes on from, beside the checkpoint."""
         if self.observer is None:
             return
         folder = checkpoint_folder(args, state)
         if folder.is_dir() and not state.is_hyper_param_search:
             try:
                 self.observer.save(folder / RECORD_FILE)
+                write_state(folder, "", self._state(state))
             except OSError as error:
                 logger.warning("thermoclaw: the checkpoint was saved without its record: %s", error)
+
+    def _state(self, state: Any) -> dict[str, Any]:
+        assert self.observer is not None
+        mine = {"global_step": int(state.global_step), "epoch_step": self._epoch_step, "val_loss": self._val_loss}
+        return {**mine, "observer": self.observer.state_dict()}
 
     @_never_stops
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
