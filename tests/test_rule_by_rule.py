@@ -358,6 +358,10 @@ def test_a_layer_that_something_writes_at_every_step() -> None:
     silent(run(1.2, 120), "external_update")
     silent(run(1.5, 109), "external_update")
     silent(run(1.5, 120, "Lion"), "external_update")  # whose longest step nobody told
+    rates = [{"lr": 1e-3, "beta2": 0.999}, {"lr": 1.0, "beta2": 0.999}]
+    made = Synthetic().set(slice(100, 120), 3, update_sq=(1.5 * _longest_adam_step()) ** 2)
+    mixed = made.record(param_groups=rates, layer_groups={f"blocks.{i}.fc": [0, 1] for i in range(8)})
+    silent(mixed, "external_update")  # a bias with a rate of its own moves further than the mean rate allows
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])

@@ -35,7 +35,7 @@ def _longest(view: View) -> Array | None:
     SGD, from the step before: ‖Δ_t‖ ≤ η_t((1 + β)‖g_t‖ + β(‖Δ_{t−1}‖/η_{t−1} + ‖g_{t−1}‖)) with the decay in g.
     """
     record = view.record
-    lr, beta, pull = record["lr"], record["momentum"], record["weight_decay"] * record["param_norm"]
+    lr, beta, pull = record["lr"], record["momentum"], np.abs(record["weight_decay"]) * record["param_norm"]
     if record.optimizer in ("Adam", "AdamW"):
         worst = _worst_history(view)
         return None if worst is None else np.asarray(lr * (np.sqrt(view.sizes) * worst + pull))
@@ -85,7 +85,14 @@ def _excess(view: View) -> Array:
         excess = np.sqrt(view.record["update_sq"]) / longest
     excess[:1] = 0.0  # weights may have been loaded since the observer was made
     sure = np.isfinite(excess) & (view.record["update_ratio"] > BLURRED) & (half_ulps(view) == 0)
-    return np.where(sure & view.trained & view.big, excess, 0.0)
+    return np.where(sure & view.trained & view.big & _at_one_rate(view), excess, 0.0)
+
+
+def _at_one_rate(view: View) -> Mask:
+    """Layers whose parameters are all in groups of one learning rate, [L]; of others a mean is recorded."""
+    groups = view.record.meta.get("layer_groups") or {}
+    rates = [{view.groups[g].get("lr") for g in groups.get(layer.name, ())} for layer in view.record.layers]
+    return np.array([len(found) <= 1 for found in rates], dtype=bool)
 
 
 def _at_every_step(view: View, excess: Array) -> Finding | None:
