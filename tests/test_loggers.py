@@ -258,7 +258,7 @@ def test_what_is_no_logger_is_refused(digits: Digits, tmp_path: Path) -> None:
     assert run.observer is not None
     with pytest.raises(TypeError, match="needs something to log to"):
         log_to(run.observer)
-    for target in (3, Notes, object()):
+    for target in (3, Notes, object(), type("Run", (), {"__module__": "wandb_tools.run"})()):
         with pytest.raises(TypeError, match="give a TensorBoard SummaryWriter, a W&B, MLflow or Trackio run"):
             log_to(run.observer, target)
     with pytest.raises(ValueError, match=r"ends in one of \.jsonl, \.prom"):

@@ -195,6 +195,24 @@ def test_a_server_of_mlflow_that_fails_or_hangs_does_not_hold_training_up(
     assert [step for step, _ in notes.calls("scalars")] == POINTS
 
 
+@pytest.mark.parametrize("module", ["mlflow.tracking.fluent", "mlflow.entities.run"])
+def test_a_run_of_mlflow_is_known_by_its_type(mlflow_client: FakeClient, module: str) -> None:
+    run = type("Run", (), {"__module__": module, "info": SimpleNamespace(run_id="r7")})()
+    logger = as_logger(run)
+    assert isinstance(logger, MLflow)
+    logger.scalars(3, {R_IE: 0.5})
+    logger.close()
+    assert mlflow_client.made == [("batch", "r7", {R_IE: (0.5, 3)})]
+
+
+def test_a_run_of_trackio_is_known_by_its_type(trackio_run: FakeTrackioRun) -> None:
+    run = type("Run", (FakeTrackioRun,), {"__module__": "trackio.run"})()
+    logger = as_logger(run)
+    assert isinstance(logger, Trackio)
+    logger.scalars(3, {R_IE: 0.5})
+    assert run.made == [("log", 3, {R_IE: 0.5})]
+
+
 def test_mlflow_without_a_run_says_so(mlflow_client: FakeClient, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.modules["mlflow"], "active_run", lambda: None)
     with pytest.raises(ValueError, match=r"call mlflow\.start_run\(\) before"):
