@@ -1,4 +1,4 @@
-"""A guard, and a collapse detector, that go on from a state do what they would have done without the stop."""
+"""A guard, a collapse detector and a schedule that go on from a state do what they would have done without the stop."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from tests.conftest import assert_bitwise, seed_everything
-from thermoclaw import CollapseDetector, Finding, Guard, Observer, Remedy
+from thermoclaw import CollapseDetector, Finding, Guard, Observer, Remedy, ThermoScheduler
 from thermoclaw.guard import TRIAL_ROWS
 from thermoclaw.state import StateError
 
@@ -240,3 +240,38 @@ def test_a_collapse_is_told_of_once_at_the_same_step() -> None:
     first = want[0][0]
     for stops in ((1,), (first - 1,), (first,), (first + 1,), (first + 5, want[0][1])):
         assert collapse(stops) == want
+
+
+# -- the scheduler ----------------------------------------------------------------------------------------------------
+
+
+def cooled(stop: int | None, *, observer_first: bool = True) -> list[float]:
+    """Rates of a run whose gradients grow, so that the schedule cools it."""
+    rates: list[float] = []
+    state: dict[str, Any] = {}
+    for start, end in ((0, stop), (stop, 80)) if stop else ((0, 80),):
+        seed_everything(5)
+        model = nn.Linear(16, 4)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+        observer = Observer(model, optimizer)
+        scheduler = ThermoScheduler(optimizer, total_steps=100, warmup_steps=5, observer=observer)
+        parts = [("m", model), ("o", optimizer), ("t", observer), ("s", scheduler)]
+        for name, part in (parts if observer_first else reversed(parts)) if state else ():
+            part.load_state_dict(state[name])
+        for step in range(start + 1, end + 1):
+            optimizer.zero_grad()
+            (model(torch.ones(4, 16)).sum() * 1.1**step).backward()
+            optimizer.step()
+            observer.step()
+            scheduler.step()
+            rates.append(optimizer.param_groups[0]["lr"])
+        state = {name: part.state_dict() for name, part in parts}
+    assert scheduler.feedback < 0.9
+    return rates
+
+
+@pytest.mark.parametrize("observer_first", [True, False])
+def test_a_schedule_that_listens_goes_on(observer_first: bool) -> None:
+    want = cooled(None)
+    for stop in (7, 8, 9, 40):
+        assert cooled(stop, observer_first=observer_first) == want

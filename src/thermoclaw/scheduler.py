@@ -90,6 +90,7 @@ class ThermoScheduler(LRScheduler):
         self.feedback = 1.0
         self._applied = 1.0  # the feedback that is in the rates now
         self._seen_step = 0
+        self._is_loaded = False  # and the observer may go on with the run's numbers, or count from its own start
         self.observer = observer
         if observer is None and adapt_rate > 0:
             self.observer = _observer_of(inner)
@@ -140,6 +141,8 @@ class ThermoScheduler(LRScheduler):
         if self.observer is None or self.adapt_rate == 0:
             return
         self.observer.listen(self)
+        if self._is_loaded:
+            self._seen_step, self._is_loaded = min(self._seen_step, self.observer.rows_on_host()), False
         if self.observer.rows_on_host() <= self._seen_step:
             return
         record = self.observer.record_on_host(start=self._seen_step + 1)
@@ -152,16 +155,18 @@ class ThermoScheduler(LRScheduler):
             self.feedback = min(max(self.feedback, FEEDBACK_LEAST), 1.0)
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything but the optimizer and the observer."""
-        return {key: value for key, value in super().state_dict().items() if key != "observer"}
+        """Everything but the optimizer and the observer, which have states of their own."""
+        return {key: value for key, value in super().state_dict().items() if key not in ("observer", "_is_loaded")}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue where `state_dict` stopped; a new observer's steps are counted from its own start."""
+        """Continue where `state_dict` stopped, before or after the observer goes on from its own state.
+
+        The steps of an observer that does not are counted from its start.
+        """
         observer = self.observer
         super().load_state_dict({k: v for k, v in state_dict.items() if k != "observer"})
         self.observer = observer
-        if observer is not None:
-            self._seen_step = min(self._seen_step, observer.rows_on_host())
+        self._is_loaded = True
 
 
 def _warm(step: int, warmup_steps: int) -> float:
