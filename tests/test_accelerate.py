@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import runpy
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -416,6 +417,33 @@ def test_wrong_use_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
             observe(accelerator, model, optimizer)
     assert not {"backward", "end_training"} & vars(accelerator).keys()
     logging.getLogger("accelerate").setLevel(logging.WARNING)
+
+
+# -- page and example --------------------------------------------------------------------------------------------------
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def test_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("sklearn")
+    monkeypatch.chdir(tmp_path)
+    text = (ROOT / "docs" / "accelerate.md").read_text(encoding="utf-8")
+    block = text[text.index("```python\n") + 10 :]
+    exec(compile(block[: block.index("```")], "accelerate.md", "exec"), {"__name__": "__main__"})
+    assert capsys.readouterr().out.endswith("True []\n")
+
+
+@pytest.mark.parametrize(("rate", "codes"), [("0.05", set()), ("2", {"lr_too_high"})])
+def test_the_example_runs(rate: str, codes: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("sklearn")
+    pytest.importorskip("matplotlib")
+    arguments = ["--lr", rate, "--epochs", "6", "--folder", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["accelerate_loop.py", *arguments])
+    runpy.run_path(str(ROOT / "examples" / "accelerate_loop.py"), run_name="__main__")
+    record = Record.load(tmp_path / outputs.RECORD_FILE)
+    assert record.num_steps == 180
+    assert {event["finding"]["code"] for event in record.events if event["kind"] == "alarm"} == codes
+    assert (tmp_path / outputs.DASHBOARD_FILE).exists()
 
 
 # -- several processes -------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import pickle
+import runpy
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -587,6 +588,36 @@ assert len(callback.observer.record()) == 12
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", program], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert "Thermoclaw wrote thermoclaw_record.npz" in done.stderr
+
+
+# -- page and example --------------------------------------------------------------------------------------------------
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def test_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("sklearn")
+    monkeypatch.chdir(tmp_path)
+    text = (ROOT / "docs" / "lightning.md").read_text(encoding="utf-8")
+    block = text[text.index("```python\n") + 10 :]
+    exec(compile(block[: block.index("```")], "lightning.md", "exec"), {"__name__": "__main__"})
+    assert "True []" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "steps"), [(["--epochs", "2"], 60), (["--lr", "0.1", "--early-stop", "HIGH"], 8)]
+)
+def test_the_example_runs(arguments: list[str], steps: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("sklearn")
+    pytest.importorskip("matplotlib")
+    monkeypatch.setattr(sys, "argv", ["lightning_trainer.py", *arguments, "--folder", str(tmp_path)])
+    runpy.run_path(str(ROOT / "examples" / "lightning_trainer.py"), run_name="__main__")
+    (folder,) = tmp_path.glob("lightning_logs/version_0")
+    assert (folder / outputs.DASHBOARD_FILE).exists()
+    record = Record.load(folder / outputs.RECORD_FILE)
+    assert record.num_steps == steps
+    rows = (folder / "metrics.csv").read_text(encoding="utf-8").splitlines()
+    assert f"{PREFIX}sigma" in rows[0]
 
 
 # -- several processes -------------------------------------------------------------------------------------------------
