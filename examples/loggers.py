@@ -91,6 +91,7 @@ def network() -> nn.Sequential:
 def train(targets: list[Any], *, steps: int, lr: float, decay: float) -> thermoclaw.Report:
     """The loop. Logging is the one line with `log_to`."""
     torch.manual_seed(0)
+    torch.set_num_threads(1)  # the network is small
     digits = load_digits()
     images, labels = torch.tensor(digits.images, dtype=torch.float32)[:, None] / 16, torch.tensor(digits.target)
     model = network()

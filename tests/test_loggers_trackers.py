@@ -59,8 +59,9 @@ def test_tensorboard_has_numbers_text_and_image(digits: Digits, tmp_path: Path) 
 
     writer = SummaryWriter(str(tmp_path))
     observer = logged(digits, writer)
-    writer.add_scalar("mine", 1.0, 99)  # it is still open
+    writer.add_scalar("mine", 1.0, 99)
     writer.close()
+    assert len(list(tmp_path.iterdir())) == 1  # it had stayed open: a closed writer begins another file
     events = tensorboard_events(tmp_path)
     read = {tag: {e.step: e.value for e in events.Scalars(tag)} for tag in events.Tags()["scalars"]}
     assert set(read) == {*meanings(), "mine"}
