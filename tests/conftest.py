@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import os
 import random
@@ -190,11 +191,13 @@ class OptimizerCase:
 def _case(
     name: str, cls: type[Optimizer], *, refuses: str = "sparse", closure: bool = False, decay: str = "", **settings: Any
 ) -> OptimizerCase:
-    matrices_only = cls is torch.optim.Muon
-    return OptimizerCase(name, cls, settings, decay, closure, frozenset(refuses.split()), matrices_only)
+    return OptimizerCase(name, cls, settings, decay, closure, frozenset(refuses.split()), cls.__name__ == "Muon")
 
 
 _o = torch.optim
+# What older versions of PyTorch lack.
+_DECOUPLED = "decoupled_weight_decay" in inspect.signature(_o.Adam).parameters
+MUON = getattr(_o, "Muon", None)
 OPTIMIZERS = (
     _case("sgd", _o.SGD, refuses="", lr=0.05),
     _case("sgd_momentum_decay", _o.SGD, lr=0.05, momentum=0.9, weight_decay=0.1, decay="sgd"),
@@ -206,7 +209,10 @@ OPTIMIZERS = (
     _case("sgd_fused", _o.SGD, refuses="sparse complex bfloat16", lr=0.05, momentum=0.9, fused=True),
     _case("adam", _o.Adam, lr=0.01, weight_decay=0.1, decay="adaptive"),
     _case("adam_amsgrad", _o.Adam, lr=0.01, amsgrad=True),
-    _case("adam_decoupled", _o.Adam, lr=0.01, weight_decay=0.1, decoupled_weight_decay=True, decay="decoupled"),
+    *(
+        [_case("adam_decoupled", _o.Adam, lr=0.01, weight_decay=0.1, decoupled_weight_decay=True, decay="decoupled")]
+        * _DECOUPLED
+    ),
     _case("adamw", _o.AdamW, lr=0.01, weight_decay=0.1, decay="decoupled"),
     _case("adamw_foreach", _o.AdamW, lr=0.01, foreach=True),
     _case("adamw_fused", _o.AdamW, refuses="sparse complex", lr=0.01, fused=True),
@@ -224,7 +230,7 @@ OPTIMIZERS = (
     _case("adafactor", _o.Adafactor, refuses="sparse complex", lr=0.01, weight_decay=0.1, decay="decoupled"),
     _case("sparse_adam", _o.SparseAdam, refuses="complex", lr=0.01),
     _case("lbfgs", _o.LBFGS, refuses="sparse channels_last", closure=True, lr=0.1, max_iter=3),
-    _case("muon", _o.Muon, refuses="sparse complex", lr=0.01, weight_decay=0.1, decay="decoupled"),
+    *([_case("muon", MUON, refuses="sparse complex", lr=0.01, weight_decay=0.1, decay="decoupled")] if MUON else []),
 )
 ONLY_SPARSE = frozenset({"sparse_adam"})
 

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from tests.conftest import MODELS, assert_bitwise, mlp
+from tests.conftest import MODELS, MUON, assert_bitwise, mlp
 from tests.stopping import WIDE, Job, Run, assert_same_run, classify, stopped
 from thermoclaw.measure.cadence import Clock
 from thermoclaw.measure.meter import Meter
@@ -23,9 +24,9 @@ from thermoclaw.measure.native import library
 from thermoclaw.state import StateError
 
 SGD = Job(lambda model: torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=0.01))
-MUON = Job(lambda model: torch.optim.Muon([p for p in model.parameters() if p.dim() == 2], lr=0.01))
+MATRICES = Job(lambda model: MUON([p for p in model.parameters() if p.dim() == 2], lr=0.01))
 GROUPS = Job(lambda model: _two_groups(model, torch.optim.AdamW, weight_decay=0.1))  # more units than layers
-JOBS = {"sgd": SGD, "adamw": Job(), "groups": GROUPS, "muon": MUON}
+JOBS = {"sgd": SGD, "adamw": Job(), "groups": GROUPS, **({"muon": MATRICES} if MUON else {})}
 STOPS = ((1,), (7,), (8,), (9,), (64,), (3, 30))
 
 # -- the same record --------------------------------------------------------------------------------------------------
@@ -567,6 +568,21 @@ def test_a_state_is_small_and_does_not_grow() -> None:
 def test_small_layers_take_little() -> None:
     parts = Run(SGD).go(3).observer.state_dict()["attachment"]["meter"]["parts"]
     assert parts["memory"].numel() == 6 * sum(min(p, 1021) for p in (6 * 40 + 40, 40 * 30 + 30, 30 * 4 + 4))
+
+
+def test_the_page_goes_on_from_its_own_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = (Path(__file__).resolve().parent.parent / "docs" / "resuming.md").read_text(encoding="utf-8")
+    block = page.split("```python\n")[1].split("```")[0]
+    monkeypatch.chdir(tmp_path)
+    code, found = compile(block, "resuming.md", "exec"), {}
+    for _ in range(2):
+        exec(code, found := {"__name__": "__main__"})
+    got = found["observer"].record()
+    assert got.steps.tolist() == list(range(1, 101))
+    assert np.isfinite(got["coherence"][1:]).all()
+    assert "100 steps" in capsys.readouterr().out
 
 
 @pytest.mark.skipif(library() is None, reason="no C compiler on this machine")
