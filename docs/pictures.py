@@ -59,10 +59,10 @@ def put_figures() -> None:
 
 
 def draw_map() -> None:
-    """The map that the example of the loggers sends from a run whose learning rate is too high."""
+    """The map that the example of the loggers sends from a run whose weight decay is too high."""
     with tempfile.TemporaryDirectory() as name:
         example = ROOT / "examples" / "loggers.py"
-        subprocess.run([sys.executable, str(example), "--lr", "0.5", "--folder", name], check=True)
+        subprocess.run([sys.executable, str(example), "--weight-decay", "0.5", "--folder", name], check=True)
         shutil.copyfile(Path(name) / "digits_r_map.png", ROOT / "docs" / "images" / "layer_map.png")
 
 

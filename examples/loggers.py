@@ -2,7 +2,7 @@
 
     python examples/loggers.py                           # JSON lines and a picture, no tracker needed
     python examples/loggers.py --to tensorboard wandb    # any of tensorboard, wandb, mlflow, trackio, prometheus, jsonl
-    python examples/loggers.py --lr 0.5 --to tensorboard # a run that fails: see the finding among the texts
+    python examples/loggers.py --weight-decay 0.5        # a run that fails, with a finding
 
 It needs scikit-learn for the digits, the extra `viz` for the picture, and an extra for each tracker. Everything stays
 in one folder, W&B offline; nothing is sent anywhere. A few seconds on one core.
