@@ -195,6 +195,17 @@ def test_a_server_of_mlflow_that_fails_or_hangs_does_not_hold_training_up(
     assert [step for step, _ in notes.calls("scalars")] == POINTS
 
 
+def test_closing_waits_for_a_slow_server_of_mlflow(mlflow_client: FakeClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    log_text = mlflow_client.log_text
+    monkeypatch.setattr(mlflow_client, "log_text", lambda *what: (time.sleep(0.3), log_text(*what)))
+    logger = MLflow()
+    began_s = time.monotonic()
+    logger.finding(evil_finding())
+    assert time.monotonic() - began_s < 0.2
+    logger.close()
+    assert [what[0] for what in mlflow_client.made] == ["tag", "text"]
+
+
 @pytest.mark.parametrize("module", ["mlflow.tracking.fluent", "mlflow.entities.run"])
 def test_a_run_of_mlflow_is_known_by_its_type(mlflow_client: FakeClient, module: str) -> None:
     run = type("Run", (), {"__module__": module, "info": SimpleNamespace(run_id="r7")})()
