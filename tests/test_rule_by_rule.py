@@ -379,6 +379,13 @@ def test_the_longest_step_of_sgd(momentum: float) -> None:
     assert 101 <= finding.first_step <= 106
 
 
+def test_decay_reads_the_weights_before_the_step() -> None:
+    made = Synthetic(optimizer="SGD").set(momentum=0.0, weight_decay=0.8, lr=1.0, alignment=0.9)
+    norm = 10.0 * 0.2 ** np.arange(200)[:, None] * np.ones((200, 8))  # after the step; five times that before it
+    made.set(param_sq=norm**2, update_sq=(4.0 * norm) ** 2, grad_sq=(0.01 * norm) ** 2)
+    silent(made.record(param_groups=[{"lr": 1.0, "weight_decay": 0.8, "decoupled": 0.0}]), "external_update")
+
+
 def test_weights_that_are_put_back_again_and_again() -> None:
     def run(loss: float, times: int) -> Record:
         made = Synthetic().set(loss=loss + 0.01 * np.sin(np.arange(200)))

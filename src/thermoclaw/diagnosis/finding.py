@@ -10,6 +10,7 @@ from typing import Any
 from thermoclaw.diagnosis.refutations import REFUTED_BY
 from thermoclaw.diagnosis.remedies import Remedy
 from thermoclaw.record import LayerInfo
+from thermoclaw.wording import sentence, short_name
 
 CONFIDENCES = ("HIGH", "MEDIUM", "LOW")
 
@@ -32,6 +33,9 @@ class Finding:
         evidence: named quantities with their values.
         remedy: the change as an object that can apply itself, where one exists.
         explains: codes of other findings that are symptoms of this one.
+
+    The texts are made fit to be shown: one line each, no control characters, no endless words. `layers` are the names
+    as they are.
     """
 
     code: str
@@ -47,6 +51,10 @@ class Finding:
     evidence: dict[str, float] = field(default_factory=dict)
     remedy: Remedy | None = None
     explains: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("title", "seen", "meaning", "advice", "source"):
+            object.__setattr__(self, name, sentence(getattr(self, name)))
 
     @property
     def recommendation(self) -> str:
@@ -125,7 +133,7 @@ def describe_layers(chosen: Sequence[LayerInfo], total: int) -> str:
     kinds: dict[str, int] = {}
     for layer in chosen:
         kinds[layer.ltype] = kinds.get(layer.ltype, 0) + 1
-    names = [layer.name for layer in chosen]
+    names = [short_name(layer.name) for layer in chosen]
     where = ", ".join(names) if count <= 3 else _blocks(names) or f"{names[0]} … {names[-1]}"
     if len(kinds) == 1:
         (kind, _), plural = next(iter(kinds.items())), "s" if count > 1 else ""

@@ -7,7 +7,7 @@ import numpy as np
 from thermoclaw.diagnosis.finding import Finding, describe_layers
 from thermoclaw.diagnosis.rules.precision import half_ulps
 from thermoclaw.diagnosis.selection import chosen, tell
-from thermoclaw.diagnosis.signals import Mask, average, held, step_gaps, trailing_mean
+from thermoclaw.diagnosis.signals import Mask, average, held, lagged, step_gaps, trailing_mean
 from thermoclaw.diagnosis.view import View, view_of
 from thermoclaw.quantities import Array
 from thermoclaw.record import Record
@@ -35,7 +35,8 @@ def _longest(view: View) -> Array | None:
     SGD, from the step before: ‖Δ_t‖ ≤ η_t((1 + β)‖g_t‖ + β(‖Δ_{t−1}‖/η_{t−1} + ‖g_{t−1}‖)) with the decay in g.
     """
     record = view.record
-    lr, beta, pull = record["lr"], record["momentum"], np.abs(record["weight_decay"]) * record["param_norm"]
+    weights = np.maximum(record["param_norm"], lagged(record["param_norm"], 1))  # decay reads them before the step
+    lr, beta, pull = record["lr"], record["momentum"], np.abs(record["weight_decay"]) * weights
     if record.optimizer in ("Adam", "AdamW"):
         worst = _worst_history(view)
         return None if worst is None else np.asarray(lr * (np.sqrt(view.sizes) * worst + pull))

@@ -13,7 +13,8 @@ from typing import Any
 
 from thermoclaw.diagnosis.finding import Finding
 from thermoclaw.integrations.loggers.background import Background
-from thermoclaw.integrations.loggers.words import as_image, one_line
+from thermoclaw.integrations.loggers.words import as_image
+from thermoclaw.wording import one_line
 
 FINDINGS = "thermoclaw/findings.txt"
 TAG = 2000  # characters of a tag's value; every store takes 5000 bytes

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from thermoclaw.diagnosis.finding import Finding
 from thermoclaw.files import atomic_file
-from thermoclaw.integrations.loggers.words import one_line
 from thermoclaw.integrations.scalars import meanings
+from thermoclaw.wording import one_line
 
 STEP = ("thermoclaw_step", "the last step that numbers are given for")
 RUNNING = ("thermoclaw_running", "1 while the run is logged, 0 when it has ended")

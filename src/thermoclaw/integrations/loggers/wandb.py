@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from thermoclaw.diagnosis.finding import Finding
-from thermoclaw.integrations.loggers.words import LEVELS, as_image, for_chat, in_short, one_line
+from thermoclaw.integrations.loggers.words import LEVELS, as_image, for_chat, in_short
 from thermoclaw.integrations.scalars import PREFIX
+from thermoclaw.wording import one_line
 
 STEP, FINDINGS = f"{PREFIX}step", f"{PREFIX}findings"
 TITLE = 63  # an alert's title has fewer than 64 characters

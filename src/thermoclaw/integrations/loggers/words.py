@@ -4,27 +4,12 @@ from __future__ import annotations
 
 import io
 import re
-import unicodedata
 from typing import Any
 
 from thermoclaw.diagnosis.finding import Finding
+from thermoclaw.wording import LINE, one_line
 
 LEVELS = {"HIGH": "ERROR", "MEDIUM": "WARN", "LOW": "INFO"}  # as W&B and Trackio call them
-LINE = 2000  # characters
-
-
-def one_line(text: object, limit: int = LINE) -> str:
-    r"""Any text as one line of printable characters, cut at its end; control and format characters become "·".
-
-    Example:
-        >>> one_line("conv\n1\x1b[31m", 9)
-        'conv 1·[…'
-    """
-    shown = (
-        " " if c.isspace() else "·" if unicodedata.category(c)[0] == "C" else c for c in str(text)[: 2 * limit + 100]
-    )
-    line = " ".join("".join(shown).split())
-    return line if len(line) <= limit else line[: limit - 1] + "…"
 
 
 def for_chat(text: object, limit: int = LINE) -> str:
