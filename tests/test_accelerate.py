@@ -419,6 +419,12 @@ def test_wrong_use_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     logging.getLogger("accelerate").setLevel(logging.WARNING)
 
 
+def test_without_accelerate_the_extra_is_named() -> None:
+    program = "import sys; sys.modules['accelerate'] = None; import thermoclaw.integrations.accelerate"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert "ImportError: watching an Accelerator needs accelerate: pip install 'thermoclaw[acc" in done.stderr
+
+
 # -- page and example --------------------------------------------------------------------------------------------------
 
 ROOT = Path(__file__).resolve().parent.parent

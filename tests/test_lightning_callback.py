@@ -590,6 +590,16 @@ assert len(callback.observer.record()) == 12
     assert "Thermoclaw wrote thermoclaw_record.npz" in done.stderr
 
 
+def test_without_lightning_the_extra_is_named() -> None:
+    program = """
+import sys
+sys.modules["lightning"] = sys.modules["pytorch_lightning"] = None
+import thermoclaw.integrations.lightning
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert "ImportError: the callback for Lightning needs lightning: pip install 'thermoclaw[lightning]'" in done.stderr
+
+
 # -- page and example --------------------------------------------------------------------------------------------------
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -23,8 +23,9 @@ def package() -> Any:
     for name in (*(name for name in names if name in sys.modules), *names):
         try:
             return importlib.import_module(name)
-        except ModuleNotFoundError:
-            continue
+        except ModuleNotFoundError as error:
+            if error.name is None or not name.startswith(error.name):
+                raise  # it is there, and lacks something itself
     raise ImportError("the callback for Lightning needs lightning: pip install 'thermoclaw[lightning]'")
 
 
