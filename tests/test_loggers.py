@@ -118,13 +118,17 @@ def test_a_run_without_a_step_has_no_point_and_no_picture(digits: Digits) -> Non
     assert notes.got == [("close",)]
 
 
-def test_a_continued_run_sends_no_point_twice(digits: Digits) -> None:
+@pytest.mark.parametrize("how", ["resume", "load_state_dict"])
+def test_a_continued_run_sends_no_point_twice(digits: Digits, how: str) -> None:
     first, notes = Run(digits, decay=0.0), Notes()
     assert first.observer is not None
     first.train(25)
     again = Run(digits, decay=0.0)
     assert again.observer is not None
-    again.observer.resume(first.observer.record())
+    if how == "resume":
+        again.observer.resume(first.observer.record())
+    else:
+        again.observer.load_state_dict(first.observer.state_dict())
     log_to(again.observer, notes, every=EVERY, picture=False)
     again.train(20)
     again.observer.close()
