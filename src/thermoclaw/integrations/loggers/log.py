@@ -38,7 +38,7 @@ def log_to(observer: Observer, *targets: Any, every: int = 10, split: bool = Tru
     is reported once and gets nothing more; training goes on.
 
     Args:
-        observer: of the run. To continue a run, call its `resume` first.
+        observer: of the run. To continue a run, call its `load_state_dict` or `resume` first.
         *targets: a TensorBoard `SummaryWriter`, a W&B, MLflow or Trackio run, a path that ends in ".jsonl" or ".prom",
             or any object with the calls of `thermoclaw.integrations.loggers.Logger`.
         every: steps between points; a point is the mean over them where its meaning says nothing else.
