@@ -330,6 +330,33 @@ def test_adopting(size: int) -> None:
     both.check()
 
 
+@pytest.mark.parametrize("steps", [0, 1, 2, 5])
+def test_each_goes_on_with_the_memory_of_the_other(steps: int) -> None:
+    both = Both(SHAPES)
+    for _ in range(steps):
+        both.step()
+    memories = both.fused.memory(), both.reference.memory()
+    for mine, theirs, unit in zip(*memories, both.units[1], strict=True):
+        assert mine.device == theirs.device == CPU
+        assert_bitwise(mine, theirs)
+        assert mine.shape == (6, min(sum(p.numel() for p in unit.params), 251))
+    went_on = Both(SHAPES)
+    went_on.units = both.units
+    went_on.fused, went_on.reference = (
+        kind(units, size=251) for kind, units in zip((fused.FusedBackend, SketchBackend), both.units, strict=True)
+    )
+    went_on.fused.remember(memories[1])
+    went_on.reference.remember(memories[0])
+    for _ in range(4):
+        went_on.step()
+        went_on.check()
+        after = [backend.memory() for backend in (went_on.fused, went_on.reference)]
+        for mine, theirs in zip(*after, strict=True):
+            assert_bitwise(mine, theirs)
+    if steps > 3:
+        assert torch.cat(after[0], dim=1).isfinite().all()
+
+
 # -- kinds of tensors -------------------------------------------------------------------------------------------------
 
 

@@ -158,6 +158,22 @@ def test_dead_units_and_attention_are_counted_on() -> None:
         assert_same_run(stopped(job, stops, 90), want)
 
 
+def test_steps_too_small_for_sketches_stay_unknown() -> None:
+    def optimizer(model: nn.Module) -> Any:
+        return _two_groups(model, lr=1e-6)
+
+    def sometimes(run: Run, step: int) -> None:
+        for group in run.optimizer.param_groups:
+            group["lr"] = 1e-6 if step % 5 else 0.1
+
+    job = Job(optimizer, lambda: mlp(6, 60, 60, 60, 4), settings={"sketch_size": 251}, before=sometimes)
+    want = Run(job).go(30)
+    assert np.isnan(want.observer.record()["overshoot"][2:]).any()
+    assert np.isfinite(want.observer.record()["overshoot"][2:]).any()
+    for stop in (7, 9, 10, 11):
+        assert_same_run(stopped(job, (stop,), 30), want)
+
+
 def test_a_layer_that_joined_late_keeps_its_place() -> None:
     def thaw(run: Run, step: int) -> None:
         if step == 12:
@@ -424,9 +440,9 @@ def test_other_groups_and_another_memory_format_are_named() -> None:
         other.observer.load_state_dict(torch.load(io.BytesIO(saved))["observer"])
 
 
-def _two_groups(model: nn.Module, kind: type[torch.optim.Optimizer] = torch.optim.SGD, **settings: Any) -> Any:
+def _two_groups(model: nn.Module, kind: Any = torch.optim.SGD, *, lr: float = 0.01, **settings: Any) -> Any:
     params = list(model.parameters())
-    return kind([{"params": params[::2]}, {"params": params[1::2], "weight_decay": 0.0}], lr=0.01, **settings)
+    return kind([{"params": params[::2]}, {"params": params[1::2], "weight_decay": 0.0}], lr=lr, **settings)
 
 
 @pytest.mark.parametrize(
@@ -506,6 +522,37 @@ def test_a_damaged_state_is_refused_or_harmless(how: str) -> None:
             assert how != "gone" or may_lack, path
             run.go(12)
     assert refused > 60
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "told"),
+    [
+        (("events",), "nothing", "'events' cannot be read"),
+        (("events",), '[{"kind": "remedy"}]', "its events lack their steps"),
+        (("events",), '[{"kind": "alarm", "step": 3, "finding": {}}]', "the state is damaged"),
+        (("losses",), [torch.zeros(2)], "the state is damaged"),
+        (("losses",), ["much"], "the state is damaged"),
+        (("meter", "cadence", "number"), 10**30, "not a number from 0"),
+        (("meter", "cadence", "number"), 7, "it counts 7 steps, and its last one is 20"),
+        (("meter", "cadence", "every"), 3, "'every' is 3"),
+        (("meter", "call"), [1, 2], "the state is damaged"),
+        (("meter", "intake", "last_step"), 19, "its history goes to step 20"),
+        (("meter", "intake", "history", "steps"), torch.arange(20).flip(0), "in disorder"),
+        (("meter", "intake", "history", "capacity"), 10**9, "not a number from 0 to 4096"),
+        (("meter", "intake", "derivation", "smoother", "series"), ["other"], r"it smooths \['other'\]"),
+    ],
+    ids=str,
+)
+def test_what_would_fail_later_is_refused_at_once(path: tuple[str, ...], value: Any, told: str) -> None:
+    spoiled = state()
+    place = spoiled["attachment"]
+    for key in path[:-1]:
+        place = place[key]
+    place[path[-1]] = value
+    run = fresh()
+    with pytest.raises(StateError, match=told):
+        run.observer.load_state_dict(spoiled)
+    assert_same_run(run.go(12), unharmed())
 
 
 def test_a_failed_observer_says_so_in_its_state(caplog: pytest.LogCaptureFixture) -> None:

@@ -404,11 +404,13 @@ class Attachment:
     def _load(self, state: Any) -> list[str]:
         anew = self.meter.load_state_dict(take(state, "meter", dict))
         self.events = untext(state, "events", list)
+        if not all(isinstance(e, dict) and isinstance(e.get("step"), int) for e in self.events):
+            raise StateError("its events lack their steps")
         raised = [event["finding"] for event in self.events if event.get("kind") == "alarm"]
         self.alarms = [Finding.from_json(finding) for finding in raised]
         self._next_check, self._has_cadence_event = count(state, "next_check"), take(state, "has_cadence_event", bool)
         losses = take(state, "losses", list)
-        self._losses = [x.to(self.meter.device) if isinstance(x, Tensor) else float(x) for x in losses]
+        self._losses = [x.to(self.meter.device).reshape(()) if isinstance(x, Tensor) else float(x) for x in losses]
         self._missing = {str(name): bool(idle) for name, idle in take(state, "missing", dict).items()}
         self._versions_are_old = True
         self._calls_at_start, self._polls, self._polled = self.meter.num_calls, 0, set()

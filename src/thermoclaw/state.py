@@ -13,6 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+MOST = 1 << 53
+"""What anything may count to: whole numbers are exact up to it, in every kind of number that is used."""
+
 
 class StateError(ValueError):
     """A state is damaged, or not one of this run."""
@@ -28,11 +31,11 @@ def take(state: Any, name: str, *kinds: type) -> Any:
     return value
 
 
-def count(state: Any, name: str, *, most: int | None = None) -> int:
+def count(state: Any, name: str, *, most: int = MOST) -> int:
     """A field that counts something."""
     value: int = take(state, name, int)
-    if value < 0 or (most is not None and value > most):
-        raise StateError(f"{name!r} is {value}, not a number from 0 to {most if most is not None else '…'}")
+    if not 0 <= value <= most:
+        raise StateError(f"{name!r} is {value}, not a number from 0 to {most}")
     return value
 
 

@@ -168,7 +168,7 @@ class Cadence:
 
     def load_state_dict(self, state: Any) -> None:
         """Go on from `state_dict`."""
-        self.every = max(count(state, "every", most=None if self.budget is None else LARGEST), 1)
+        self.every = max(count(state, "every", most=self.every if self.budget is None else LARGEST), 1)
         self._origin, self._number = count(state, "origin"), count(state, "number")
         self._last_measured, self._num_kept = count(state, "last_measured"), count(state, "num_kept")
         self.decision = untext(state, "decision", dict) or None

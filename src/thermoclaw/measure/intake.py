@@ -23,7 +23,7 @@ from thermoclaw.measure.hyper import GroupHyper, hyper_rows
 from thermoclaw.measure.probed import ProbedLayers
 from thermoclaw.quantities import LAYER_COLUMNS, RUN_COLUMNS, Array
 from thermoclaw.record import Record
-from thermoclaw.state import count, counts, take
+from thermoclaw.state import StateError, count, counts, take
 
 _BYTES_PER_PARAM, _LEAST_BYTES, _MOST_BYTES = 0.03, 4 << 20, 16 << 20
 
@@ -113,6 +113,9 @@ class Intake:
         self.last_step, self.start_step = count(state, "last_step"), count(state, "start_step")
         self.num_skipped = count(state, "num_skipped")
         self._latest = None
+        steps, _, _ = self.history.arrays()
+        if len(steps) and steps[-1] > self.last_step:
+            raise StateError(f"its history goes to step {steps[-1]}, past its last step, {self.last_step}")
 
     def take(self, raw: Array, run: Array, probes: Array, notes: Sequence[RowNotes]) -> None:
         """Take in rows [B, U, K], their losses and counts of refused steps before them [B, 2], and probes [B, U, C]."""

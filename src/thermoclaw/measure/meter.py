@@ -471,6 +471,8 @@ class Meter:
         self.intake.load_state_dict(take(state, "intake", dict))
         self.cadence.load_state_dict(take(state, "cadence", dict))
         self._load_clocks(take(state, "clocks", dict))
+        if self.intake.step_of(self.cadence.number) < self.intake.last_step:
+            raise StateError(f"it counts {self.cadence.number} steps, and its last one is {self.intake.last_step}")
         self._load_rows(state)
         self.epoch = count(state, "epoch")
         self._is_forgotten, self._is_interrupted = (take(state, f"is_{x}", bool) for x in ("forgotten", "interrupted"))
