@@ -25,6 +25,7 @@ from accelerate.tracking import GeneralTracker
 from tests import accelerate_programs
 from tests import sharded_programs as programs
 from tests.conftest import assert_bitwise, assert_same_record, mlp, seed_everything
+from tests.test_buffer import trapped
 from thermoclaw import Observer, Record
 from thermoclaw.integrations import outputs
 from thermoclaw.integrations.accelerate import Observed, observe
@@ -76,7 +77,9 @@ def train(
             with accelerator.autocast():
                 loss = functional.cross_entropy(model(x), y)
             losses.append(loss.detach().clone())
-            accelerator.backward(loss * float("inf") if i in overflow_at else loss)
+            accelerator.backward(loss)
+            if i in overflow_at:
+                next(iter(model.parameters())).grad.fill_(float("inf"))
             if accelerator.sync_gradients and clip:
                 accelerator.clip_grad_norm_(model.parameters(), CLIP)
             optimizer.step()
@@ -230,6 +233,31 @@ def test_epochs_and_pauses() -> None:
     np.testing.assert_allclose(record.loss[8:], [x.item() for x in losses], rtol=1e-6)
 
 
+def test_what_others_have_wrapped_stays_wrapped() -> None:
+    accelerator = Accelerator(cpu=True)
+    model, optimizer = accelerator.prepare(*begin())
+    calls: list[str] = []
+    for name in ("before", "after"):
+        original = accelerator.backward
+
+        def wrapped(loss: Tensor, *, name: str = name, original: Any = original) -> None:
+            calls.append(name)
+            original(loss)
+
+        accelerator.backward = wrapped
+        if name == "before":
+            seen = watched(accelerator, model, optimizer)
+    train(accelerator, model, optimizer, part=slice(4))
+    seen.finish()
+    train(accelerator, model, optimizer, part=slice(4, 8))
+    assert calls == ["after", "before"] * 8
+    assert seen.observer is not None
+    assert len(seen.observer.record()) == 4
+    accelerator.backward = first = wrapped
+    watched(accelerator, model, optimizer).finish()
+    assert accelerator.backward is first
+
+
 # -- where it logs -----------------------------------------------------------------------------------------------------
 
 
@@ -296,6 +324,22 @@ def test_the_numbers_are_in_tensorboards_event_file(tmp_path: Path) -> None:
     events = EventAccumulator(str(file)).Reload()
     assert [event.step for event in events.Scalars(f"{PREFIX}R_ie")] == [10, 20, 24]
     assert (tmp_path / outputs.RECORD_FILE).exists()
+
+
+def test_nothing_in_a_step_waits_for_the_device() -> None:
+    book = Book()
+    accelerator = Accelerator(cpu=True, log_with=book, gradient_accumulation_steps=2)
+    accelerator.init_trackers("run")
+    model, optimizer = accelerator.prepare(*begin(decay=8.0))
+    seen = watched(accelerator, model, optimizer, quiet=False)
+    reads: list[str] = []
+    for _ in range(2):
+        with trapped(reads):
+            train(accelerator, model, optimizer)
+    accelerator.end_training()
+    assert reads == []
+    assert seen.alarms
+    assert book.steps_of(f"{PREFIX}sigma") == [10, 20, 24]
 
 
 # -- going on ----------------------------------------------------------------------------------------------------------

@@ -28,6 +28,7 @@ from lightning.pytorch.plugins import MixedPrecision
 from tests import lightning_programs
 from tests import sharded_programs as programs
 from tests.conftest import assert_bitwise, assert_same_record, seed_everything
+from tests.test_buffer import trapped
 from thermoclaw import Observer, Record, diagnose
 from thermoclaw.integrations import outputs
 from thermoclaw.integrations.lightning import ThermoclawLightning
@@ -154,7 +155,7 @@ class Pair(Plain):
             optimizer.zero_grad()
             self.manual_backward(loss)
             optimizer.step()
-            found[name] = loss.detach()
+            found[name] = found["loss"] = loss.detach()
         return found
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
@@ -376,6 +377,25 @@ def test_a_logger_that_fails_is_left_alone(tmp_path: Path, caplog: pytest.LogCap
     assert broken.steps_of("train_loss") == [3, 7, 11, 15]
 
 
+@pytest.mark.parametrize("kind", [Plain, Manual, Pair])
+def test_nothing_in_a_step_waits_for_the_device(
+    kind: type[Plain], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads: list[str] = []
+    for name in ("on_train_batch_end", "on_before_backward"):
+        original = getattr(ThermoclawLightning, name)
+
+        def guarded(*args: Any, original: Any = original) -> None:
+            with trapped(reads):
+                original(*args)
+
+        monkeypatch.setattr(ThermoclawLightning, name, guarded)
+    book = Book()
+    fit(kind(decay=8.0), tmp_path, watch(quiet=False), logger=[book], max_epochs=2)
+    assert any(f"{PREFIX}alarms" in name or name.endswith("/alarms") for _, values in book.got for name in values)
+    assert reads == []
+
+
 # -- alarms and the end -----------------------------------------------------------------------------------------------
 
 
@@ -440,6 +460,13 @@ def test_an_interrupted_run_leaves_what_had_reached_the_host(error: type[BaseExc
     assert not (tmp_path / outputs.RECORD_FILE).exists()
 
 
+def test_a_run_that_fails_at_once_overwrites_nothing(tmp_path: Path) -> None:
+    (tmp_path / outputs.RECORD_FILE).write_bytes(b"an earlier run's")
+    with pytest.raises(ValueError, match="on purpose"):
+        fit(Plain(fail_at=0), tmp_path, watch())
+    assert (tmp_path / outputs.RECORD_FILE).read_bytes() == b"an earlier run's"
+
+
 class Failing(Plain):
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         raise ZeroDivisionError
@@ -462,34 +489,31 @@ def test_an_error_inside_turns_it_off_and_training_goes_on(
 # -- going on ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_resumed_run_is_the_uninterrupted_one(tmp_path: Path) -> None:
-    """From a checkpoint in the middle of an epoch, which `weights_only=True` reads."""
-    whole, book = watch(), Book()
-    fit(Still(), tmp_path / "whole", whole, logger=[book])
-    saver = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=10, save_top_k=-1)
-    first, first_book = watch(), Book()
-    fit(Still(), tmp_path, first, callbacks=[saver], enable_checkpointing=True, max_steps=10, logger=[first_book])
-    (path,) = tmp_path.glob("*.ckpt")
-    torch.load(path, weights_only=True)
-    second, second_book = watch(), Book()
-    trainer = make(tmp_path, second, logger=[second_book])
-    trainer.fit(Still(), loader(), ckpt_path=path)
-    assert trainer.global_step == NUM_BATCHES
-    assert whole.observer is not None
-    assert second.observer is not None
-    got, want = second.observer.record(), whole.observer.record()
-    assert got.steps.tolist() == list(range(1, NUM_BATCHES + 1))
-    same = slice(0, 10)
-    for name in ("sigma", "update_sq", "coherence", "loss", "distance"):
-        np.testing.assert_array_equal(got[name][same], want[name][same], err_msg=name)
-    assert np.isfinite(got["coherence"][10:]).all()
-    steps = first_book.steps_of(f"{PREFIX}sigma")[:-1] + second_book.steps_of(f"{PREFIX}sigma")
-    assert sorted(set(steps)) == book.steps_of(f"{PREFIX}sigma")
-
-
 class Still(Plain):
-    def on_train_start(self) -> None:
-        pass
+    """Draws no random numbers, which Lightning's checkpoints do not hold."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net.drop = nn.Identity()
+
+
+def test_a_resumed_run_is_the_uninterrupted_one(tmp_path: Path) -> None:
+    """To the last bit, from a checkpoint that `weights_only=True` reads; also the points that were still to come."""
+    whole, book = watch(log_every=17), Book()
+    fit(Still(), tmp_path / "whole", whole, logger=[book], max_epochs=2)
+    saver = ModelCheckpoint(tmp_path)
+    fit(Still(), tmp_path, watch(log_every=17), callbacks=[saver], enable_checkpointing=True)
+    torch.load(saver.best_model_path, weights_only=True)
+    resumed, resumed_book = watch(log_every=17), Book()
+    trainer = make(tmp_path, resumed, logger=[resumed_book], max_epochs=2)
+    trainer.fit(Still(), loader(), ckpt_path=saver.best_model_path)
+    assert whole.observer is not None
+    assert resumed.observer is not None
+    assert_same_record(resumed.observer.record(), whole.observer.record())
+    assert resumed.observer.epoch_history == whole.observer.epoch_history
+    mine = [[point for point in b.got if f"{PREFIX}sigma" in point[1]] for b in (resumed_book, book)]
+    assert [place for place, _ in mine[0]] == [16, 33, 35]
+    assert mine[0] == mine[1]
 
 
 def test_a_checkpoint_without_its_state_resumes_all_the_same(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -275,8 +275,6 @@ class ThermoclawLightning(pl.Callback):
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Log the last points, detach, diagnose, print, and write everything."""
         self._is_running = False
-        for watch in self._watches:
-            watch.observer.record()  # brings the last rows to the host
         self._log(trainer, closing=True)
         self.detach()
         for watch in self._watches:

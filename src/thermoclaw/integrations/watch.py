@@ -11,6 +11,7 @@ from torch import nn
 
 from thermoclaw.diagnosis.finding import Finding
 from thermoclaw.diagnosis.report import Report, diagnose
+from thermoclaw.integrations.loggers.words import one_line
 from thermoclaw.integrations.outputs import write_outputs
 from thermoclaw.integrations.points import Points
 from thermoclaw.integrations.scalars import PREFIX
@@ -113,7 +114,9 @@ class Watch:
 
     def say(self, finding: Finding) -> str:
         """The line for a finding that was just raised."""
-        return f"Thermoclaw, {self.name}, {finding.message}" if self.name else f"Thermoclaw, {finding.message}"
+        return one_line(
+            f"Thermoclaw, {self.name}, {finding.message}" if self.name else f"Thermoclaw, {finding.message}"
+        )
 
     def close_epoch(self, *, val_loss: float | None = None, val_acc: float | None = None) -> None:
         """Close an epoch in which a step was made. Waits for the device."""
