@@ -6,6 +6,7 @@ The loggers of trackers have tests of their own, in `test_loggers_trackers.py`.
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import sys
 import threading
@@ -14,12 +15,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from tests.conftest import assert_bitwise, outcome
 from tests.logged_runs import EVERY, EVIL, LONG, OFF, POINTS, STEPS, Notes, Run, evil_finding, logged
 from tests.test_buffer import trapped
-from thermoclaw import log_to
+from thermoclaw import Observer, log_to
 from thermoclaw.integrations.loggers import Logger, as_logger
 from thermoclaw.integrations.loggers.background import Background
 from thermoclaw.integrations.loggers.words import as_markdown, for_chat, for_markdown, one_line
@@ -250,6 +252,27 @@ def test_a_failing_callback_of_rows_is_said_to_be_one(digits: Digits, caplog: py
     assert seen == [False, False, True]
     assert "a callback given to on_rows failed; measuring goes on" in caplog.text
     assert len(run.observer.record()) == 20
+
+
+@pytest.mark.parametrize("num_layers", [1, 300])
+def test_the_map_is_drawn_whatever_layers_are_called(num_layers: int, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    from PIL import Image
+
+    evil = LONG.replace(".", "").encode("ascii", "replace").decode()
+    model = nn.ModuleDict({f"{evil}{i}": nn.Linear(2, 2) for i in range(num_layers)})
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    observer, notes = Observer(model, optimizer), Notes()
+    with observer, log_to(observer, notes):
+        for _ in range(3):
+            sum(layer(torch.ones(1, 2)).sum() for layer in model.values()).backward()
+            optimizer.step()
+            observer.step()
+        observer._attachment.alarms.append(evil_finding())
+    (picture,) = notes.calls("picture")
+    width, height = Image.open(io.BytesIO(picture[2])).size
+    assert width == 1350
+    assert 300 < height < 1300
 
 
 # -- what can be logged to ---------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import unicodedata
 from collections.abc import Sequence
@@ -57,11 +58,14 @@ def clean(text: object, *, width: float = math.inf, size: float = 9.0, cut_end: 
         w\$1\$ _a transfor….attn.c_attn
     """
     whole = short = plain(text)
-    for kept in range(len(whole) - 1, -1, -1):
-        if text_width(short, size) <= width:
-            break
-        head = kept if cut_end else (2 * kept) // 5
-        short = whole[:head] + "…" + whole[len(whole) - (kept - head) :]
+    if whole and text_width(whole, size) > width:
+        up_to = list(itertools.accumulate((size * _char_width(char) for char in whole), initial=text_width("…", size)))
+        for kept in range(len(whole) - 1, -1, -1):
+            head = kept if cut_end else (2 * kept) // 5
+            tail = len(whole) - (kept - head)
+            if up_to[head] + up_to[-1] - up_to[tail] <= width:
+                break
+        short = whole[:head] + "…" + whole[tail:]
     return short.replace("$", r"\$")
 
 
