@@ -80,6 +80,19 @@ def test_a_pause_leaves_no_trace(digits: tuple[Tensor, Tensor], settings: dict[s
     assert diagnose(paused.observer).healthy
 
 
+def test_what_moved_the_weights_in_a_pause_is_not_the_next_steps(digits: tuple[Tensor, Tensor]) -> None:
+    run = Run(digits)
+    run.go(0, 20)
+    with run.observer.paused(), torch.no_grad():
+        for p in run.model.parameters():
+            p *= 3.0
+    run.go(20, 24)
+    budget = run.observer.record()["norm_budget"]
+    np.testing.assert_array_equal(budget[20], budget[19])  # smoothed over what is known
+    assert np.isfinite(budget[21:]).all()
+    assert np.abs(budget[21:]).max() < 10 * np.abs(budget[:20][np.isfinite(budget[:20])]).max()
+
+
 def test_a_pause_holds_for_everyone_and_ends_with_an_exception(digits: tuple[Tensor, Tensor]) -> None:
     run = Run(digits)
     collapse = CollapseDetector(run.model, run.optimizer)
