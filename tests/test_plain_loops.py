@@ -153,3 +153,19 @@ def test_an_error_while_closing_does_not_hide_that_of_the_loop(monkeypatch: pyte
     with pytest.raises(KeyError), observer:
         raise KeyError
     assert not observer.optimizer._optimizer_step_pre_hooks
+
+
+@pytest.mark.parametrize("is_observed", [True, False])
+def test_what_another_observed_optimizer_holds_is_not_missing(is_observed: bool) -> None:
+    """A critic that is trained alone at first, with gradients that reach the generator, which moves later."""
+    pair = nn.ModuleDict({"generator": nn.Linear(4, 4), "critic": nn.Linear(4, 1)})
+    optimizer, other = (torch.optim.SGD(pair[name].parameters(), lr=0.01) for name in ("critic", "generator"))
+    observer = Observer(pair, optimizer, strict=True)
+    held = Observer(pair, other, strict=True) if is_observed else None
+    for _ in range(24):
+        optimizer.zero_grad()
+        pair["critic"](pair["generator"](torch.randn(8, 4))).square().mean().backward()
+        optimizer.step()
+        observer.step()
+    names = [] if held is not None else ["generator.weight", "generator.bias"]
+    assert observer.record().meta["unoptimized"] == names

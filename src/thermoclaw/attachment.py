@@ -61,6 +61,12 @@ def attach(
     return Attachment(model, optimizer, settings, partition=partition, strict=strict)
 
 
+def _is_anothers(p: Tensor, mine: Any) -> bool:
+    """Whether a parameter belongs to another optimizer that is observed: of a critic, say, that steps more rarely."""
+    others = [optimizer for optimizer in _attached if optimizer is not mine]
+    return any(p is held for optimizer in others for group in optimizer.param_groups for held in group["params"])
+
+
 class Attachment:
     """See the module's docstring."""
 
@@ -311,7 +317,7 @@ class Attachment:
             if p._version != self._versions.get(name, p._version):
                 self._missing[name] = False
             elif p.grad is not None and name not in self._missing:
-                self._missing[name] = True
+                self._missing[name] = not _is_anothers(p, self._optimizer)
 
     def catch_up(self) -> None:
         """Hand on every row, waiting for the device; after a failure, those that were complete."""
