@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from tests.conftest import MODELS, MUON, assert_bitwise, mlp
 from tests.stopping import WIDE, Job, Run, assert_same_run, classify, stopped
+from thermoclaw.buffer import DeviceRing
 from thermoclaw.measure.cadence import Clock
 from thermoclaw.measure.meter import Meter
 from thermoclaw.measure.native import library
@@ -75,6 +76,31 @@ def test_a_budget_is_chosen_for_once(stop: int, monkeypatch: pytest.MonkeyPatch)
     want = Run(job).go(140)
     assert want.observer.record().meta["every"] > 4
     assert_same_run(stopped(job, (stop,), 140), want)
+
+
+@pytest.mark.parametrize("replayable", [False, True])
+@pytest.mark.parametrize("stop", [0, 1, 7, 8, 13, 16, 21])
+def test_a_ring_goes_on_in_the_same_blocks(stop: int, replayable: bool) -> None:
+    def ring() -> DeviceRing:
+        device = torch.device("cpu")
+        return DeviceRing((1,), block=8, device=device, dtype=torch.float64, replayable=replayable)
+
+    def push(into: DeviceRing, start: int, end: int) -> list[tuple[int, list[float]]]:
+        found = []
+        for row in range(start, end):
+            into.next_row().fill_(row)
+            into.advance()
+            into.start_copies(row + 1)
+            found.append((into.due(row + 1), into.take(into.due(row + 1) - into.taken()).ravel().tolist()))
+        return found
+
+    whole, before, after = ring(), ring(), ring()
+    push(whole, 0, stop)
+    push(before, 0, stop)
+    whole.take(whole.pending())  # as asking for a state does
+    after.continue_from(stop)
+    assert push(after, stop, 40) == push(whole, stop, 40)
+    assert after.last_row().item() == 39.0
 
 
 def test_what_was_timed_before_the_stop_counts() -> None:
@@ -188,7 +214,7 @@ def test_a_layer_that_joined_late_keeps_its_place() -> None:
         return found
 
     for mode in ("sketch", "exact"):
-        job = Job(optimizer, before=thaw, settings={"mode": mode, "history_bytes": 0})
+        job = Job(optimizer, before=thaw, settings={"mode": mode, "history_bytes": 50_000})
         want = Run(job).go(200)
         assert want.observer.record().layer_names == ["2", "4", "0"]
         assert_same_run(stopped(job, (5,), 200), want)
