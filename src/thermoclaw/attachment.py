@@ -7,6 +7,7 @@ their losses, keeps the events of the run, and asks the rules for alarms at fixe
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import math
 import platform
@@ -59,6 +60,21 @@ def attach(
             attachment.strict = attachment.strict or strict
             return attachment
     return Attachment(model, optimizer, settings, partition=partition, strict=strict)
+
+
+def _never_stops(door: Callable[..., None]) -> Callable[..., None]:
+    """For what hooks and users call: an error of ours goes no further than to the log, unless `strict` asks for it."""
+
+    @functools.wraps(door)
+    def guarded(self: Attachment, *args: Any, **kwargs: Any) -> None:
+        try:
+            door(self, *args, **kwargs)
+        except Exception as error:
+            if self.strict:
+                raise
+            self.fail(error)
+
+    return guarded
 
 
 def _is_anothers(p: Tensor, mine: Any) -> bool:
@@ -124,13 +140,20 @@ class Attachment:
         except Exception as error:
             if self.strict:
                 raise
-            self.failed = True  # the hooks stay until later: torch is going through them just now
-            self._is_limping = self.meter.has_peers and not isinstance(error, PeerFailed)
-            logger.exception(
-                "thermoclaw: measuring failed and is off from here on; training goes on. What was recorded up to "
-                "now can still be diagnosed. Please report this traceback."
-            )
+            self.fail(error)
 
+    def fail(self, error: Exception) -> None:
+        """Measuring is off from here on; said once. Called where the error is being handled."""
+        if self.failed:
+            return
+        self.failed = True  # the hooks stay until later: torch is going through them just now
+        self._is_limping = self.meter.has_peers and not isinstance(error, PeerFailed)
+        logger.exception(
+            "thermoclaw: measuring failed and is off from here on; training goes on. What was recorded up to "
+            "now can still be diagnosed. Please report this traceback."
+        )
+
+    @_never_stops
     def before_step(self, *, closure: bool) -> None:
         """Hook: the optimizer is about to step, or to step its next group."""
         if self._num_pauses:
@@ -145,6 +168,7 @@ class Attachment:
         with self.meter.own_work(lap=begins):
             self.meter.before_step(closure=closure, begins=begins)
 
+    @_never_stops
     def after_step(self) -> None:
         """Hook: the optimizer has stepped, or has stepped one of its groups."""
         if self._num_pauses or not self.meter.ends_step():
@@ -166,6 +190,7 @@ class Attachment:
         except Exception:
             self._is_limping = False
 
+    @_never_stops
     def poll(self, caller: object) -> None:
         """Measure at a listener's step() where hooks cannot fire; the first to come round again opens a new step."""
         if self._num_pauses or self.meter.is_capturing():
@@ -205,6 +230,7 @@ class Attachment:
     def _version_sum(self) -> int:
         return sum(p._version for unit in self.meter.layout.units for p in unit.params)
 
+    @_never_stops
     def give_loss(self, loss: Any, *, fresh: bool) -> None:
         """Take a loss for the step just made; between two optimizer steps, losses are averaged."""
         if self._num_pauses:
@@ -261,6 +287,7 @@ class Attachment:
 
     # -- rows to findings -------------------------------------------------------------------------------------------
 
+    @_never_stops
     def advance(self, *, settled: bool = False) -> None:
         """Hand on rows that are due and let the rules look at fixed steps; `settled`: the newest row has its loss."""
         if self.failed and self.hooks is not None and not self._is_limping:

@@ -11,6 +11,7 @@ from thermoclaw.diagnosis.rules import RULES
 from thermoclaw.record import Record
 
 logger = logging.getLogger("thermoclaw")
+_told_broken: set[str] = set()
 
 # Root cause before symptom. A failure of a lower rank makes those of a higher one: what is wrong with the set-up shows
 # as trouble of the dynamics, and that as a loss that is lost or stands still.
@@ -47,7 +48,9 @@ def run_rules(record: Record) -> list[Finding]:
         try:
             finding = rule.check(record)
         except Exception:
-            logger.exception("thermoclaw: the rule %s failed on this record and was left out", rule.code)
+            level = logging.DEBUG if rule.code in _told_broken else logging.ERROR  # it is asked every few steps
+            _told_broken.add(rule.code)
+            logger.log(level, "thermoclaw: the rule %s failed and is left out", rule.code, exc_info=True)
             continue
         if finding is not None:
             found.append(finding)
