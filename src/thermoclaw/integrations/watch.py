@@ -11,13 +11,13 @@ from torch import nn
 
 from thermoclaw.diagnosis.finding import Finding
 from thermoclaw.diagnosis.report import Report, diagnose
-from thermoclaw.integrations.loggers.words import one_line
 from thermoclaw.integrations.outputs import write_outputs
 from thermoclaw.integrations.points import Points
 from thermoclaw.integrations.scalars import PREFIX
 from thermoclaw.observer import Observer
 from thermoclaw.record import Record
 from thermoclaw.state import count, take
+from thermoclaw.wording import one_line
 
 
 class Places:
