@@ -1,4 +1,4 @@
-"""Whatever function of the library fails while training runs: it is said once, and the training is what it would have been.
+"""Whatever function of the library fails while training runs: it is said once, and the training goes on unchanged.
 
 The functions are not listed: a run is traced, and each function that took part in it is broken in turn.
 """

@@ -519,6 +519,7 @@ def test_a_margin_that_is_reached_at_once() -> None:
         return Synthetic().set(0, loss=2.5e-3, grad_sq=0.09).set(slice(1, None), loss=second).record()
 
     silent(run(0.0), "exploding_gradients")
+    silent(run(-0.1), "exploding_gradients")
     assert heard(run(1e-9), "exploding_gradients").raised_step == 3
 
 
@@ -541,3 +542,8 @@ def test_a_gradient_that_jumps_with_the_data_is_no_spike() -> None:
 
     assert run(100, 100) == [("distribution_shift", "HIGH"), ("gradient_spike", "LOW")]
     assert run(1, 101)[0][0] == "gradient_spike"  # the loss moved after the step, and by it
+
+
+def test_where_there_is_nothing_to_learn() -> None:
+    silent(Synthetic().set(loss=0.0, grad_sq=0.0).record(), "no_gradient")
+    assert heard(Synthetic().set(grad_sq=0.0).record(), "no_gradient").raised_step == 3

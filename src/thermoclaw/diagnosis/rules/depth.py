@@ -13,7 +13,7 @@ from thermoclaw.record import Record
 
 VANISH_RATIO, VANISH_HIGH, VANISH_ROWS = 2e-3, 3e-4, 20
 EXPLODE_RATIO = 70.0
-STEEP, STEEP_CALM, STEEP_HIGH, STEEP_USUAL = 24.0, 1000.0, 30.0, 4.0
+STEEP, STEEP_CALM, STEEP_HIGH, STEEP_USUAL, ALREADY = 24.0, 1000.0, 30.0, 4.0, 0.5
 
 
 def _depth_profile(record: Record) -> tuple[Mask, Array] | None:
@@ -114,8 +114,8 @@ def _blast(record: Record) -> Finding | None:
         start = np.sqrt(np.abs(record["param_sq"][0] - record["distance"][0]))  # about ‖θ₀‖
         steep = middle((record["grad_norm"][0] * start / first)[view.big])
     soon = record.loss[2:4]
-    if (soon == 0).any():
-        return None  # a margin that is reached
+    if (record.loss[:4] <= 0).any() or first < ALREADY * view.chance < np.inf:
+        return None  # a margin that is reached, a loss without a natural zero, a model that has learned before
     calm = bool(np.isfinite(soon).all()) and bool((np.abs(np.log(np.abs(soon) / first + 1e-300)) < np.log(3.0)).all())
     if not steep > (STEEP_CALM if calm else STEEP):
         return None

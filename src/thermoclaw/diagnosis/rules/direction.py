@@ -39,7 +39,7 @@ def second_moment_lag(record: Record) -> Finding | None:
     return tell(
         record,
         "second_moment_lag",
-        "HIGH" if worst > LAG_HIGH else "MEDIUM",
+        "HIGH" if worst > LAG_HIGH else "LOW",
         span,
         mask=mask,
         title="the second moment lags behind",

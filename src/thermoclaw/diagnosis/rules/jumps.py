@@ -124,7 +124,7 @@ def gradient_spike(record: Record) -> Finding | None:
     return tell(
         record,
         "gradient_spike",
-        "HIGH" if over[row] > SPIKE_OVER_HIGH else "MEDIUM",
+        "HIGH" if over[row] > SPIKE_OVER_HIGH else "LOW",
         span,
         title="a gradient spike",
         seen=f"At step {int(record.steps[row])} the gradient norm was {view.grad[row]:.3g}, {over[row]:,.0f} times the "

@@ -19,7 +19,7 @@ def no_gradient(record: Record) -> Finding | None:
     silent = (record["grad_sq"] == 0).all(axis=1)
     never = np.asarray(~(record["has_grad"] > 0).any(axis=1))
     span = held(silent, 3)
-    if span is None or span[0] > 0:
+    if span is None or span[0] > 0 or (record.loss[:3] == 0).all():  # nothing to learn has no gradient
         return _no_gradient_any_more(view_of(record))
     row = span[1]
     what = "missing (None)" if never[row] else "exactly zero"
