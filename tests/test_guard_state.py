@@ -85,6 +85,7 @@ def told(run: Run) -> Any:
 
 def assert_same(got: Run, want: Run) -> None:
     assert told(got) == told(want)
+    assert got.observer.rows_on_host() == want.observer.rows_on_host()
     assert_bitwise(dict(got.model.state_dict()), dict(want.model.state_dict()), "weights")
     assert_bitwise(got.optimizer.state_dict(), want.optimizer.state_dict(), "optimizer")
     assert_bitwise(got.observer.record().layer_values, want.observer.record().layer_values, "record")

@@ -85,13 +85,14 @@ def test_a_ring_goes_on_in_the_same_blocks(stop: int, replayable: bool) -> None:
         device = torch.device("cpu")
         return DeviceRing((1,), block=8, device=device, dtype=torch.float64, replayable=replayable)
 
-    def push(into: DeviceRing, start: int, end: int) -> list[tuple[int, list[float]]]:
+    def push(into: DeviceRing, start: int, end: int) -> list[Any]:
         found = []
         for row in range(start, end):
             into.next_row().fill_(row)
             into.advance()
             into.start_copies(row + 1)
-            found.append((into.due(row + 1), into.take(into.due(row + 1) - into.taken()).ravel().tolist()))
+            rows = into.take(into.due(row + 1) - into.taken())
+            found.append((into.due(row + 1), into._copied, rows.ravel().tolist()))
         return found
 
     whole, before, after = ring(), ring(), ring()
@@ -184,6 +185,10 @@ def test_dead_units_and_attention_are_counted_on() -> None:
         assert_same_run(stopped(job, stops, 90), want)
 
 
+def _nothing(run: Run, step: int) -> None:
+    pass
+
+
 def test_steps_too_small_for_sketches_stay_unknown() -> None:
     def optimizer(model: nn.Module) -> Any:
         return _two_groups(model, lr=1e-6)
@@ -221,6 +226,9 @@ def test_a_layer_that_joined_late_keeps_its_place() -> None:
         for stop in (12, 13, 40):
             got = Run(replace(job, optimizer=with_both), Run(job).go(stop).save())
             assert_same_run(got.go(200), want)
+        between = Run(job).go(11)
+        thaw(between, 12)
+        assert_same_run(Run(replace(job, optimizer=with_both, before=_nothing), between.save()).go(200), want)
 
 
 # -- in between -------------------------------------------------------------------------------------------------------
@@ -243,6 +251,8 @@ def test_losses_of_micro_batches_are_averaged_over_the_stop() -> None:
                     p.grad = grad
             run.optimizer.step()
             run.observer.step(loss=loss.item() if as_number else loss)
+            if stop and step == 9:
+                run = Run(SGD, run.save())
         return run
 
     for as_number in (False, True):
@@ -307,6 +317,18 @@ def test_a_parameter_that_nobody_trains_is_told_of_all_the_same() -> None:
             assert_same_run(stopped(job, (stop,), 30, weights_first=weights_first), want)
 
 
+def test_a_parameter_that_somebody_else_moved_once_stays_his() -> None:
+    def move(run: Run, step: int) -> None:
+        if step == 5:
+            with torch.no_grad():
+                run.model[0].weight.mul_(0.5)
+
+    job = Job(lambda model: torch.optim.SGD(list(model.parameters())[2:], lr=0.05), before=move)
+    want = Run(job).go(30)
+    assert want.observer.record().meta["unoptimized"] == ["0.bias"]
+    assert_same_run(stopped(job, (10,), 30), want)
+
+
 class Deaf(torch.optim.SGD):
     """An optimizer whose hooks do not fire."""
 
@@ -358,6 +380,20 @@ def test_alarms_are_raised_once_and_at_the_same_step(name: str) -> None:
         after = Run(FAILING[name], before.save()).go(90)
         assert_same_run(after, want)
         assert before.told + after.told == want.told, f"stopped at {stop}"
+
+
+def test_rules_look_at_the_same_steps_of_a_long_run() -> None:
+    """They look more rarely then, and so it matters when."""
+
+    def jump(run: Run, step: int) -> None:
+        for group in run.optimizer.param_groups:
+            group["lr"] = 3.0 if step >= 261 else 0.05
+
+    job = replace(SGD, before=jump)
+    want = Run(job).go(340)
+    assert want.observer.alarms[0].raised_step == 288
+    for stop in (270, 283):
+        assert_same_run(stopped(job, (stop,), 340), want)
 
 
 def test_remedies_that_were_noted_count_on() -> None:
@@ -594,6 +630,21 @@ def test_a_failed_observer_says_so_in_its_state(caplog: pytest.LogCaptureFixture
         again.observer.load_state_dict(found)
     assert again.observer.resume(run.observer.record(), step=9)
     assert again.go(3).observer.global_step == 12
+
+
+def test_an_error_in_making_a_state_stops_no_training(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = Run(SGD).go(5)
+    monkeypatch.setattr(Meter, "state_dict", lambda self: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run.observer.state_dict()
+    run.observer._attachment.strict = False
+    with caplog.at_level(logging.ERROR, "thermoclaw"):
+        found = run.observer.state_dict()
+    assert caplog.text.count("there is no state to go on from, only the record") == 1
+    assert found["attachment"]["failed"]
+    assert_same_run(run.go(20), Run(SGD).go(20))
 
 
 # -- what it holds ----------------------------------------------------------------------------------------------------

@@ -111,7 +111,7 @@ class Attachment:
         self._versions = {name: p._version for name, p in self.meter.layout.unoptimized.items()}
         models = model if isinstance(model, list) else [model]
         self._parameter_order = [name for part in models for name, _ in part.named_parameters()]
-        self._start_versions = self._version_sum()
+        self._start_versions = 0  # looked up at the first poll
         self._polls = 0
         self._polled: set[int] = set()
         self._calls_seen = self._calls_at_start = 0
@@ -206,7 +206,9 @@ class Attachment:
             self._poll_replay(caller)
         elif not self.has_stepped:
             self._polls += 1
-            if self._polls >= 2 and self._version_sum() != self._start_versions:
+            if self._polls == 1:  # and not before: weights may be loaded after the observer was made
+                self._start_versions = self._version_sum()
+            elif self._version_sum() != self._start_versions:
                 self.hooks.remove()
                 self.hooks = None
                 logger.warning(
@@ -282,7 +284,7 @@ class Attachment:
         finally:
             self._num_pauses -= 1
             if not self._num_pauses:
-                self._polls, self._start_versions = 0, self._version_sum()
+                self._polls = 0
                 self._guard(self.meter.interrupt)
 
     # -- rows to findings -------------------------------------------------------------------------------------------
@@ -381,11 +383,17 @@ class Attachment:
         """What later rows, events and alarms depend on. Waits for the device."""
         self.catch_up()
         settings = asdict(self.meter.settings)
-        if self.failed:
-            return {"failed": True, "settings": settings}
+        if not self.failed:
+            try:
+                return {"failed": False, "settings": settings, **self._state()}
+            except Exception:
+                if self.strict:
+                    raise
+                logger.exception("thermoclaw: there is no state to go on from, only the record; training goes on")
+        return {"failed": True, "settings": settings}
+
+    def _state(self) -> dict[str, Any]:
         return {
-            "failed": False,
-            "settings": settings,
             "meter": self.meter.state_dict(),
             "events": text(self.events),
             "next_check": self._next_check,

@@ -201,7 +201,6 @@ class Parts:
             "gains": [vector for x in counts for vector in x.gains],
             "num_gains": [len(x.gains) for x in counts],
             "start": np.array([x.start for x in counts]),
-            "is_started": all(part.probe.is_started for part in self._parts),
         }
 
     def load_state_dict(self, state: Any, *, num_rows: int) -> list[int]:
@@ -212,10 +211,10 @@ class Parts:
         }
         lengths = [shapes[place].numel() for place in range(self._num_units)]
         memory = torch.as_tensor(array(state, "memory", sum(lengths))).split(lengths)
-        is_started, anew = take(state, "is_started", bool), []
+        anew: list[int] = []
         for part in self._parts:
             part.backend.remember([memory[place].view(shapes[place]) for place in part.places])
-            found = part.probe.continue_from([counts[place] for place in part.places], is_started=is_started)
+            found = part.probe.continue_from([counts[place] for place in part.places])
             anew += [part.places[u] for u in found]
             for ring in (part.ring, part.probe.ring, part.backend.peers):
                 ring.continue_from(num_rows)

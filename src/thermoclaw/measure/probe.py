@@ -124,11 +124,6 @@ class Probe:
         """The run began before this process: how it began is not known."""
         self._start = None
 
-    @property
-    def is_started(self) -> bool:
-        """Whether it was told how the weights began, or never will be."""
-        return self._start is None
-
     def counts(self) -> list[UnitCounts]:
         """What is remembered of earlier probes, by unit, on the host. Waits."""
         start = np.full(len(self._can_read), np.nan)
@@ -141,7 +136,7 @@ class Probe:
             gains[u].append(gain.vector.cpu())
         return [UnitCounts(*held) for held in zip(silence, observed, gains, start.tolist(), strict=True)]
 
-    def continue_from(self, counts: Sequence[UnitCounts], *, is_started: bool) -> list[int]:
+    def continue_from(self, counts: Sequence[UnitCounts]) -> list[int]:
         """Go on from `counts`; returns the units that begin anew, as nobody probed them before.
 
         Raises:
@@ -160,9 +155,7 @@ class Probe:
             self._observed = np.concatenate([x.observed for x in known])
         for gain, vector in zip(self._gains, [g for x in known for g in x.gains], strict=True):
             gain.vector = vector
-        if is_started:
-            self._start = None
-        elif self._weights:
+        if self._weights:
             self._start = _on(self._device, [counts[m.unit].start for m in self._weights], self._dtype)
         return [u for u, (x, y) in enumerate(zip(counts, mine, strict=True)) if len(y.observed) > len(x.observed)]
 
