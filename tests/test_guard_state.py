@@ -276,3 +276,23 @@ def test_a_schedule_that_listens_goes_on(observer_first: bool) -> None:
     want = cooled(None)
     for stop in (7, 8, 9, 40):
         assert cooled(stop, observer_first=observer_first) == want
+
+
+def test_a_schedule_beside_an_observer_that_counts_anew_listens_at_once() -> None:
+    state: dict[str, Any] = {}
+    feedback: list[float] = []
+    for _ in range(2):
+        seed_everything(5)
+        model = nn.Linear(16, 4)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+        scheduler = ThermoScheduler(optimizer, total_steps=400, warmup_steps=5)
+        if state:
+            scheduler.load_state_dict(state)
+        for step in range(1, 41):
+            optimizer.zero_grad()
+            (model(torch.ones(4, 16)).sum() * 1.1**step).backward()
+            optimizer.step()
+            scheduler.step()
+        state = scheduler.state_dict()
+        feedback.append(scheduler.feedback)
+    assert feedback[1] < 0.95 * feedback[0]
