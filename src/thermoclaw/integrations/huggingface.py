@@ -25,12 +25,23 @@ from thermoclaw.diagnosis.finding import Finding
 from thermoclaw.diagnosis.report import Report, diagnose
 from thermoclaw.integrations.checkpoint_file import load_state, state_file, write_state
 from thermoclaw.integrations.feed import Feed
+from thermoclaw.integrations.never_stops import never_stops
 from thermoclaw.integrations.outputs import RECORD_FILE, write_outputs
 from thermoclaw.integrations.points import Points
-from thermoclaw.integrations.trainer_access import calling, check_supported, checkpoint_folder, earlier_record, tap_loss
+from thermoclaw.integrations.trainer_access import (
+    agree,
+    calling,
+    check_supported,
+    checkpoint_folder,
+    earlier_record,
+    is_sharded,
+    tap_loss,
+)
+from thermoclaw.integrations.watch import check_early_stop, stops
 from thermoclaw.observer import Observer
 from thermoclaw.record import Record
 from thermoclaw.state import StateError, count, take
+from thermoclaw.wording import one_line
 
 try:
     from tqdm.auto import tqdm  # type: ignore[import-untyped]
@@ -43,34 +54,12 @@ except ImportError as error:
 logger = logging.getLogger("thermoclaw")
 
 
-def _never_stops(event: Callable[..., None]) -> Callable[..., None]:
-    """An unexpected error in an event is logged once and turns the callback off; training goes on."""
-
-    @functools.wraps(event)
-    def guarded(self: ThermoclawCallback, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self._off:
-            return
-        try:
-            event(self, args, state, control, **kwargs)
-        except Exception:
-            if self.strict:
-                raise
-            self._off = True
-            self._detach()
-            logger.exception(
-                "thermoclaw: the callback failed in %s and is off from here on; training goes on. Please report this "
-                "traceback.",
-                event.__name__,
-            )
-
-    return guarded
-
-
 class ThermoclawCallback(TrainerCallback):
     """Watches a `Trainer`'s run: measures its real optimizer, raises alarms, logs, and leaves a diagnosis.
 
     Attributes:
-        observer: the run's `Observer` once training began, on the main process; None before and elsewhere.
+        observer: the run's `Observer` once training began, on the main process (on all where the model is sharded);
+            None before and elsewhere.
         report: the `Report` once training ended (it is printed too), or of the last `save`; None before.
 
     Args:
@@ -78,6 +67,7 @@ class ThermoclawCallback(TrainerCallback):
         enable_entropy_split: whether to log, tabulate and draw the entropy split.
         plot_on_end: whether to draw the pictures at the end (needs the extra `viz`).
         output_dir: folder for the results; the Trainer's own by default.
+        early_stop: "HIGH" or "MEDIUM" stops training at the first alarm of at least that confidence.
         mode: "sketch" or "exact", as for `Observer`.
         quiet: print neither alarms nor the report.
         strict: raise errors instead of logging them once and switching off.
@@ -99,23 +89,26 @@ class ThermoclawCallback(TrainerCallback):
         plot_on_end: bool = True,
         output_dir: str | None = None,
         *,
+        early_stop: str | None = None,
         mode: str = "sketch",
         quiet: bool = False,
         strict: bool = False,
     ) -> None:
         if not isinstance(log_every, int) or isinstance(log_every, bool) or log_every < 1:
             raise ValueError(f"log_every={log_every!r}: give a whole number of at least 1")
+        check_early_stop(early_stop)
         if mode not in ("sketch", "exact"):
             raise ValueError(f"mode={mode!r}: choose one of sketch, exact")
         self.log_every, self.enable_entropy_split, self.plot_on_end = log_every, enable_entropy_split, plot_on_end
-        self.output_dir, self.mode, self.quiet, self.strict = output_dir, mode, quiet, strict
+        self.output_dir, self.early_stop, self.mode = output_dir, early_stop, mode
+        self.quiet, self.strict = quiet, strict
         self.observer: Observer | None = None
         self.report: Report | None = None
         self._forget()
 
     def _forget(self) -> None:
         """What belongs to one run, as it is before a run."""
-        self._off = self._given_loss = False
+        self.off = self._given_loss = self._wants_stop = self._is_main = self._is_sharded = False
         self._is_in_epoch = False  # the run goes on in the middle of an epoch, which begins a second time
         self._feed: Feed | None = None
         self._undo: list[Callable[[], None]] = []
@@ -138,16 +131,17 @@ class ThermoclawCallback(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Attach to the optimizer, and continue the record of the checkpoint that the run resumes from."""
-        self._detach()
+        self._close()
         self.observer = self.report = None
         self._forget()
         self._begin(args, state, control, **kwargs)
 
-    @_never_stops
+    @never_stops
     def _begin(
         self, args: Any, state: Any, control: Any, *, model: Any = None, optimizer: Any = None, **_: Any
     ) -> None:
-        if not state.is_world_process_zero:
+        self._is_main, self._is_sharded = state.is_world_process_zero, is_sharded(model)
+        if not (self._is_main or self._is_sharded):
             return  # gradients are the same on every process
         trainer, checkpoint = calling(Trainer)
         try:
@@ -163,17 +157,19 @@ class ThermoclawCallback(TrainerCallback):
         self._first_step = self._epoch_step = told = state.global_step
         if state.global_step and self._resume(observer, state, checkpoint or checkpoint_folder(args, state)):
             told = observer.rows_on_host() // self.log_every * self.log_every
-        observer.on_alarm(lambda finding: self._say(f"Thermoclaw, {finding.message}"))
+        observer.on_alarm(self._hear)
         if trainer is None:
             logger.warning("thermoclaw: no Trainer calls this callback, so there is no loss and nothing is logged")
         else:
-            every, split = self.log_every, self.enable_entropy_split
-            points = Points(observer, every=every, split=split, start=told)
-            self._feed = Feed(points, weakref.ref(trainer))
             self._undo.append(tap_loss(trainer, self._add_loss))
+        if not self._is_main:
+            return
+        if trainer is not None:
+            points = Points(observer, every=self.log_every, split=self.enable_entropy_split, start=told)
+            self._feed = Feed(points, weakref.ref(trainer))
         rescue = functools.partial(_rescue, weakref.ref(self), time.time())
         atexit.register(rescue)
-        self._undo += [functools.partial(atexit.unregister, rescue), observer.close]
+        self._undo.append(functools.partial(atexit.unregister, rescue))
 
     def _resume(self, observer: Observer, state: Any, checkpoint: Path) -> bool:
         """Go on from the checkpoint: with everything (True), with what its record has, or with step numbers alone."""
@@ -198,7 +194,7 @@ class ThermoclawCallback(TrainerCallback):
         self._first_step, self._epoch_step, self._val_loss = observer.global_step, epoch_step, val_loss
         self._is_in_epoch = not math.isclose(state.epoch, round(state.epoch), abs_tol=1e-6)
 
-    @_never_stops
+    @never_stops
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Close the epoch before; only now is its evaluation known."""
         if not self._is_in_epoch:
@@ -211,14 +207,14 @@ class ThermoclawCallback(TrainerCallback):
             self.observer.epoch_end(val_loss=self._val_loss)
             self._val_loss = None
 
-    @_never_stops
+    @never_stops
     def on_evaluate(self, args: Any, state: Any, control: Any, *, metrics: Any = None, **_: Any) -> None:
         """Note the validation loss of the epoch."""
         loss = (metrics or {}).get("eval_loss")
         if loss is not None and state.global_step > self._epoch_step:
             self._val_loss = float(loss)
 
-    @_never_stops
+    @never_stops
     def on_optimizer_step(self, args: Any, state: Any, control: Any, *, optimizer: Any = None, **_: Any) -> None:
         """Give the observer the loss of the step just made; its hooks have measured the step already."""
         if self.observer is None:
@@ -228,9 +224,28 @@ class ThermoclawCallback(TrainerCallback):
         overflow = getattr(optimizer, "step_was_skipped", False) is True  # the loss scaler refused this step
         self.observer.step(loss=None if overflow else loss)
 
-    @_never_stops
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Give the reporters what is due. The rows are on the host already: nothing waits."""
+        """Give the reporters what is due, and stop where an alarm asks for it."""
+        self._after_step(args, state, control, **kwargs)
+        self._stop(args, control, all_wait=self.early_stop is not None and control.should_log)
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Stop where an alarm asks for it."""
+        self._stop(args, control, all_wait=True)
+
+    def _stop(self, args: Any, control: Any, *, all_wait: bool) -> None:
+        """Of several processes all must stop at one step: they agree where the Trainer makes all wait anyway."""
+        if self.early_stop is None:
+            return
+        wish = self._wants_stop
+        if args.world_size > 1:
+            wish = all_wait and agree(wish, args.device)
+        if wish:
+            control.should_training_stop = True
+
+    @never_stops
+    def _after_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """The rows are on the host already: nothing waits."""
         if self.observer is None:
             return
         if not self._given_loss:  # a loop of its own that has no on_optimizer_step
@@ -239,17 +254,17 @@ class ThermoclawCallback(TrainerCallback):
         if self._feed is not None:
             self._feed.push(args, state, control, **kwargs)
 
-    @_never_stops
+    @never_stops
     def on_log(self, args: Any, state: Any, control: Any, *, logs: Any = None, **kwargs: Any) -> None:
         """Give the reporters the last rows with the Trainer's closing line: at `on_train_end` they are closed."""
         if self.observer is not None and self._feed is not None and "train_runtime" in (logs or {}):
             self.observer.record()  # brings the last rows to the host
             self._feed.push(args, state, control, closing=True, **kwargs)
 
-    @_never_stops
+    @never_stops
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Put the record, and what the run goes on from, beside the checkpoint."""
-        if self.observer is None:
+        if self.observer is None or not (self._is_main or state.is_local_process_zero):
             return
         folder = checkpoint_folder(args, state)
         if folder.is_dir() and not state.is_hyper_param_search:
@@ -264,13 +279,15 @@ class ThermoclawCallback(TrainerCallback):
         mine = {"global_step": int(state.global_step), "epoch_step": self._epoch_step, "val_loss": self._val_loss}
         return {**mine, "observer": self.observer.state_dict()}
 
-    @_never_stops
+    @never_stops
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Detach, diagnose, print, and write everything."""
         if self.observer is None:
             return
         self._close_epoch(state)
-        self._detach()
+        self._close()
+        if not self._is_main:
+            return
         written = self.save()
         self._say(f"\n{self.report}")
         if written:
@@ -301,9 +318,18 @@ class ThermoclawCallback(TrainerCallback):
         every, split = self.log_every, self.enable_entropy_split
         return write_outputs(record, self.report, folder, csv_every=every, split=split, plots=plots)
 
+    def _hear(self, finding: Finding) -> None:
+        """Called by the observer with each new alarm."""
+        self._say(one_line(f"Thermoclaw, {finding.message}"))
+        if stops(finding, self.early_stop) and not self._wants_stop:
+            self._wants_stop = True
+            assert self.observer is not None
+            self.observer.note_event("early_stop", finding=finding.code)
+            self._say(f'Thermoclaw stops training, as early_stop="{self.early_stop}" asks')
+
     def _say(self, text: str) -> None:
         """Print above the progress bar, whatever the terminal can show."""
-        if not self.quiet:
+        if not self.quiet and self._is_main:
             try:
                 tqdm.write(text)
             except UnicodeError:
@@ -314,9 +340,18 @@ class ThermoclawCallback(TrainerCallback):
         loss = loss.detach() if isinstance(loss, torch.Tensor) else loss
         self._loss = loss if self._loss is None else self._loss + loss
 
-    def _detach(self) -> None:
+    def detach(self) -> None:
+        """Take everything off that can be. Processes that measure shards count on each other's observers."""
         while self._undo:
             self._undo.pop()()
+        if self.observer is not None and not self._is_sharded:
+            self.observer.close()
+
+    def _close(self) -> None:
+        """Take everything off, on every process at the same step."""
+        self.detach()
+        if self.observer is not None:
+            self.observer.close()
 
 
 def _rescue(callback: Callable[[], ThermoclawCallback | None], began_s: float) -> None:

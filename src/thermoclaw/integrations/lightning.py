@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from thermoclaw.diagnosis.finding import CONFIDENCES, Finding
+from thermoclaw.diagnosis.finding import Finding
 from thermoclaw.diagnosis.report import Report
 from thermoclaw.integrations.lightning_trainer import check_strategy, first_of, measures, package, results_folder, say
 from thermoclaw.integrations.never_stops import never_stops
-from thermoclaw.integrations.watch import Watch, optimizer_names
+from thermoclaw.integrations.watch import Watch, check_early_stop, optimizer_names, stops
 from thermoclaw.observer import Observer
 from thermoclaw.state import StateError
 
@@ -87,8 +87,7 @@ class ThermoclawLightning(pl.Callback):
     ) -> None:
         if log_every is not None and (not isinstance(log_every, int) or isinstance(log_every, bool) or log_every < 1):
             raise ValueError(f"log_every={log_every!r}: give a whole number of at least 1")
-        if early_stop not in (None, *CONFIDENCES[:2]):
-            raise ValueError(f"early_stop={early_stop!r}: choose one of {', '.join(CONFIDENCES[:2])}, or None")
+        check_early_stop(early_stop)
         if mode not in ("sketch", "exact"):
             raise ValueError(f"mode={mode!r}: choose one of sketch, exact")
         if not isinstance(every, int) or isinstance(every, bool) or every < 1:
@@ -330,7 +329,7 @@ class ThermoclawLightning(pl.Callback):
     def _hear(self, trainer: Any, watch: Watch, finding: Finding) -> None:
         """Called by an observer with each new alarm."""
         self._say(trainer, watch.say(finding))
-        if self.early_stop is None or CONFIDENCES.index(finding.confidence) > CONFIDENCES.index(self.early_stop):
+        if not stops(finding, self.early_stop):
             return
         watch.observer.note_event("early_stop", finding=finding.code)
         self._wants_stop = True

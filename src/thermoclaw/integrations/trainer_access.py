@@ -14,6 +14,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import torch
+from torch import distributed
+
 from thermoclaw.record import Record, RecordError
 
 
@@ -47,16 +50,36 @@ def earlier_record(path: Path) -> tuple[Record | None, str]:
         return None, f"has no record that can be read ({error})"
 
 
+def is_sharded(model: Any) -> bool:
+    """Whether each process holds but a part of the parameters, so that all must measure."""
+    return any(hasattr(p, "device_mesh") for p in model.parameters()) if model is not None else False
+
+
 def check_supported(trainer: Any, model: Any, optimizer: Any) -> None:
     """Raise ValueError with the reason when a run cannot be observed."""
     if model is None or optimizer is None:
         raise ValueError("the Trainer handed over no model or no optimizer")
-    sharded = any(getattr(trainer, name, False) is True for name in ("is_fsdp_enabled", "is_deepspeed_enabled"))
-    if sharded or any(hasattr(p, "device_mesh") for p in model.parameters()):
+    if getattr(trainer, "is_deepspeed_enabled", False) is True:
         raise ValueError(
-            "its parameters are sharded (FSDP or DeepSpeed), which is not supported yet; training goes on as it would "
-            "without the callback"
+            "under DeepSpeed the Trainer's runs are not measured yet; training goes on as it would without the "
+            "callback. In a loop of your own, Observer(model, optimizer) measures stages 1 and 2, with the optimizer "
+            "that deepspeed.initialize returned"
         )
+    if getattr(trainer, "is_fsdp_enabled", False) is True and not is_sharded(model):
+        raise ValueError(
+            "the first FSDP flattens the parameters, which mixes the layers; training goes on as it would without the "
+            "callback. FSDP2 is measured: fsdp_config={'version': 2} in TrainingArguments, or fsdp_version: 2 for "
+            "accelerate launch"
+        )
+
+
+def agree(wish: bool, device: torch.device) -> bool:
+    """Whether any process wishes it; the same answer on all, and all must ask. Waits for them and for the device."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return False
+    count = torch.tensor(float(wish), device=device)
+    distributed.all_reduce(count)
+    return bool(count)
 
 
 def tap_loss(trainer: Any, take: Callable[[Any], None]) -> Callable[[], None]:

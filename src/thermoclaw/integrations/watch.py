@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from thermoclaw.diagnosis.finding import Finding
+from thermoclaw.diagnosis.finding import CONFIDENCES, Finding
 from thermoclaw.diagnosis.report import Report, diagnose
 from thermoclaw.integrations.outputs import write_outputs
 from thermoclaw.integrations.points import Points
@@ -132,6 +132,17 @@ class Watch:
         target = folder / f"thermoclaw_{self.name}" if self.name else folder
         target.mkdir(parents=True, exist_ok=True)
         return write_outputs(record, self.report, target, csv_every=self._every or 1, split=self._split, plots=plots)
+
+
+def check_early_stop(early_stop: str | None) -> None:
+    """Raise ValueError unless it is a confidence at which to stop training, or None."""
+    if early_stop not in (None, *CONFIDENCES[:2]):
+        raise ValueError(f"early_stop={early_stop!r}: choose one of {', '.join(CONFIDENCES[:2])}, or None")
+
+
+def stops(finding: Finding, early_stop: str | None) -> bool:
+    """Whether a finding is one to stop training at."""
+    return early_stop is not None and CONFIDENCES.index(finding.confidence) <= CONFIDENCES.index(early_stop)
 
 
 def optimizer_names(model: nn.Module, optimizers: Sequence[Any]) -> list[str]:
