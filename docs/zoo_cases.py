@@ -8,6 +8,8 @@ from collections.abc import Callable
 from markdown_tables import plain, table
 from zoo_tables import counts, parts, percent, share, zoo
 
+from thermoclaw.diagnosis import engine
+
 
 def definitions() -> str:
     """What counts, from the code that counts."""
@@ -44,7 +46,7 @@ def _what_counts() -> list[tuple[str, str]]:
 
 
 def _what_is_right() -> list[tuple[str, str]]:
-    score, judge = zoo("score"), zoo("judge")
+    score = zoo("score")
     detected = (
         "is a failing run with a finding of HIGH or MEDIUM confidence that became certain after the fault began; it is "
         "*named* if the first such finding has the fault's code, or one of the synonyms [listed below](#the-faults)."
@@ -54,9 +56,9 @@ def _what_is_right() -> list[tuple[str, str]]:
         "sooner."
     )
     live = (
-        f"means that alarms are replayed as they would have come: the rules look every {judge.CHECK_EVERY_EARLY} steps "
-        f"up to step {judge.EARLY} and every {judge.CHECK_EVERY} from then on, each time at the rows up to there, and "
-        "are heard one block of rows later."
+        f"means that alarms are replayed as they would have come: the rules look every {engine.CHECK_EARLY} steps "
+        f"up to step {engine.EARLY} and every {engine.CHECK_LATER} from then on (a thirty-second of longer runs), each "
+        "time at the rows up to there, and are heard one block of rows later."
     )
     return [
         ("Detected", detected),

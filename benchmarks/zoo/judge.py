@@ -16,21 +16,20 @@ import numpy as np
 
 from benchmarks.zoo.rivals import RIVALS
 from benchmarks.zoo.store import Store
-from thermoclaw.diagnosis.engine import find, live_findings
+from thermoclaw.diagnosis.engine import check_interval, find, live_findings
 from thermoclaw.diagnosis.finding import Finding
 from thermoclaw.lab.progress import Progress
 from thermoclaw.record import Record
 
-CHECK_EVERY_EARLY, CHECK_EVERY, EARLY = 8, 32, 256  # as in thermoclaw.attachment, which a test compares
 URGENT = ("HIGH", "MEDIUM")
 
 
 def check_steps(last: int) -> list[int]:
     """Steps at which the rules look while a run of `last` steps goes on."""
-    steps, step = [], CHECK_EVERY_EARLY
+    steps, step = [], check_interval(0)
     while step <= last:
         steps.append(step)
-        step += CHECK_EVERY_EARLY if step < EARLY else CHECK_EVERY
+        step += check_interval(step)
     return steps
 
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from thermoclaw import checkpoint
 from thermoclaw.attach import Hooks, can_hook
-from thermoclaw.diagnosis.engine import live_findings
+from thermoclaw.diagnosis.engine import check_interval, live_findings
 from thermoclaw.diagnosis.finding import Finding
 from thermoclaw.measure.hyper import describe_groups
 from thermoclaw.measure.meter import Meter, Settings
@@ -34,7 +34,7 @@ from thermoclaw.version import __version__
 
 logger = logging.getLogger("thermoclaw")
 
-CHECK_EVERY_EARLY, CHECK_EVERY, EARLY = 8, 32, 256
+STRANGE_MOVES = 3  # of the weights, one after the other, between two steps of the optimizer
 _KEYWORDS = {"baseline_steps": "sigma_window_size"}  # of the Observer, where a setting has another name
 
 _attached: weakref.WeakKeyDictionary[Any, weakref.WeakSet[Attachment]] = weakref.WeakKeyDictionary()
@@ -105,7 +105,7 @@ class Attachment:
         self.on_rows: list[Callable[[bool], None]] = []  # told when rows reached the host, and once at the end
         self._told_step = 0
         self.model, self._optimizer = model, optimizer
-        self._next_check = CHECK_EVERY_EARLY
+        self._next_check = check_interval(0)
         self._losses: list[float | Tensor] = []
         self._warned: set[str] = set()
         self._versions = {name: p._version for name, p in self.meter.layout.unoptimized.items()}
@@ -115,6 +115,7 @@ class Attachment:
         self._polls = 0
         self._polled: set[int] = set()
         self._calls_seen = self._calls_at_start = 0
+        self._idle_since, self._idle_versions, self._strange_moves = 0, -1, 0
         self._versions_are_old = False  # weights may have been loaded since they were looked up
         self._missing: dict[str, bool] = {}
         self.hooks: Hooks | None = Hooks(optimizer, self) if can_hook(optimizer) else None
@@ -217,6 +218,24 @@ class Attachment:
                     type(self._optimizer).__name__,
                 )
                 self.poll(caller)
+        else:
+            self._notice_strangers()
+
+    def _notice_strangers(self) -> None:
+        """Say once that the weights move although the observed optimizer does not step: another one was made."""
+        if self.meter.num_calls != self._idle_since:
+            self._idle_since, self._idle_versions, self._strange_moves = self.meter.num_calls, -1, 0
+            return
+        versions = self._version_sum()
+        self._strange_moves += self._idle_versions not in (-1, versions)
+        self._idle_versions = versions
+        if self._strange_moves >= STRANGE_MOVES:
+            last = self.meter.intake.start_step + self.meter.num_calls
+            self.warn_once(
+                "stranger",
+                f"the weights move, but the {type(self._optimizer).__name__} that is observed makes no steps since "
+                f"step {last}. If the optimizer was made anew, observe the new one: Observer(model, optimizer)",
+            )
 
     def _poll_replay(self, caller: object) -> None:
         """After a capture, hooks are silent: the first listener to come round again tells of a new replay."""
@@ -319,7 +338,7 @@ class Attachment:
         last = self.meter.due_step
         if last < self._next_check:
             return
-        self._next_check = last + (CHECK_EVERY_EARLY if last < EARLY else CHECK_EVERY)
+        self._next_check = last + check_interval(last)
         for finding in live_findings(self.record(stop=last + 1), known=self.alarms):
             self.alarms.append(finding)
             self.events.append({"kind": "alarm", "step": finding.raised_step, "finding": finding.to_json()})
@@ -360,7 +379,7 @@ class Attachment:
     def resume(self, record: Record | None, *, step: int, epoch: int) -> bool:
         """Continue a run after `step` steps; whether the earlier rows could be put before the new ones."""
         self.meter.continue_from(step, epoch=epoch)
-        self._next_check = step + CHECK_EVERY_EARLY
+        self._next_check = step + check_interval(0)
         mine = [(layer.name, layer.num_params) for layer in self.meter.layout.layers]
         fits = record is not None and mine == [(layer.name, layer.num_params) for layer in record.layers]
         if record is not None and fits:

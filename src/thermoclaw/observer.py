@@ -345,7 +345,7 @@ class Observer:
 
     @property
     def alarms(self) -> list[Finding]:
-        """Findings raised so far while training, the oldest first. Rules look every 8 steps, later every 32."""
+        """Findings raised so far while training, the oldest first. Rules look every 8 to 256 steps."""
         return list(self._attachment.alarms)
 
     def on_alarm(self, tell: Callable[[Finding], None]) -> None:

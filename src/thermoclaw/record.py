@@ -325,7 +325,7 @@ class Record:
             for t, step in enumerate(self.steps):
                 left = [int(step), int(epochs[t]), self.optimizer, *(_cell(values[t]) for values in per_step)]
                 for i, layer in enumerate(self.layers):
-                    yield [*left, layer.name, layer.ltype, *(_cell(values[t, i]) for values in per_layer)]
+                    yield [*left, _name_cell(layer.name), layer.ltype, *(_cell(values[t, i]) for values in per_layer)]
 
         return _write_csv(path, heads, lines())
 
@@ -336,7 +336,12 @@ class Record:
         def lines() -> Iterator[list[Any]]:
             for t, step in enumerate(self.steps):
                 for i, layer in enumerate(self.layers):
-                    yield [int(step), layer.name, layer.ltype, *(_cell(values[t, i]) for values in per_layer)]
+                    yield [
+                        int(step),
+                        _name_cell(layer.name),
+                        layer.ltype,
+                        *(_cell(values[t, i]) for values in per_layer),
+                    ]
 
         return _write_csv(path, ["step", "layer", "ltype", *SPLIT_CSV_COLUMNS], lines())
 
@@ -389,6 +394,12 @@ def _cell(value: float) -> Any:
     if value != value:
         return ""
     return float(value)
+
+
+def _name_cell(name: str) -> str:
+    """A name as a spreadsheet may read it: what would be a formula there begins with an apostrophe."""
+    cell = name.encode("utf-8", "backslashreplace").decode("utf-8")
+    return f"'{cell}" if cell.startswith(("=", "+", "-", "@", "\t", "\r")) else cell
 
 
 def _write_csv(path: str | os.PathLike[str], heads: list[str], lines: Iterator[list[Any]]) -> Path:

@@ -59,6 +59,8 @@ def _worst_history(view: View) -> Array | None:
     if not all(0 < beta < 1 for beta in second):
         return None
     beta1, beta2 = np.clip(view.record["momentum"], 0.0, 0.9999), max(second)
+    if (beta1 == beta1[:1, :1]).all():
+        beta1 = beta1[:, :1]  # one for all layers, as usual
     quotient: Array = beta1**2 / beta2
     if (quotient >= 1).any():
         return None
