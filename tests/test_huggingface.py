@@ -701,7 +701,7 @@ def test_other_processes_and_what_cannot_be_measured_are_left_alone(caplog: pyte
 def test_ways_of_sharding_that_are_not_measured_are_refused() -> None:
     model = torch.nn.Linear(2, 2)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    with pytest.raises(ValueError, match="that deepspeed.initialize returned"):
+    with pytest.raises(ValueError, match=r"that deepspeed\.initialize returned"):
         check_supported(SimpleNamespace(is_deepspeed_enabled=True), model, optimizer)
     with pytest.raises(ValueError, match=re.escape("fsdp_config={'version': 2} in TrainingArguments")):
         check_supported(SimpleNamespace(is_fsdp_enabled=True), model, optimizer)
