@@ -53,6 +53,7 @@ FILES = {
 pytestmark = [
     pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true:UserWarning:torch"),
     pytest.mark.filterwarnings("ignore:`torch.cpu.amp.autocast:FutureWarning"),  # Accelerate 1.1
+    pytest.mark.filterwarnings("ignore:Environment variable TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD:UserWarning"),
 ]
 
 
