@@ -547,3 +547,14 @@ def test_a_gradient_that_jumps_with_the_data_is_no_spike() -> None:
 def test_where_there_is_nothing_to_learn() -> None:
     silent(Synthetic().set(loss=0.0, grad_sq=0.0).record(), "no_gradient")
     assert heard(Synthetic().set(grad_sq=0.0).record(), "no_gradient").raised_step == 3
+    gone = np.concatenate([np.full(5, 0.1), np.full(45, 0.95)])
+    silent(Synthetic().probe(silent_rows=gone, dead_rows=gone).set(loss=0.0).record(), "dead_units")
+    assert "dead_units" in [f.code for f in find(Synthetic().probe(silent_rows=gone, dead_rows=gone).record())]
+
+
+def test_the_inputs_of_a_linear_model_are_not_told_by_its_bias() -> None:
+    def run(layers: int) -> Record:
+        return Synthetic(layers=layers).set(slice(0, 9, 2), 0, input_scale=282.0).record()
+
+    assert heard(run(2), "unnormalised_input").raised_step == 9
+    silent(run(1), "unnormalised_input")

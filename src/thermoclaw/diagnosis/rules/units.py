@@ -20,7 +20,7 @@ def dead_units(record: Record) -> Finding | None:
     silent, dead = view.optional("silent_rows"), view.optional("dead_rows")
     known = np.isfinite(silent).any(axis=1)
     if view.loss is not None:
-        known &= ~(np.abs(record.loss) < SOLVED * abs(view.loss.start))  # with the loss gone, so are gradients
+        known &= ~(np.abs(record.loss) <= SOLVED * abs(view.loss.start))  # with the loss gone, so are gradients
     probed = np.flatnonzero(known)
     if len(probed) < 2:
         return None
