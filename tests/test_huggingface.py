@@ -129,9 +129,10 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def old_checkpoints(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The oldest Trainers read their random numbers' state in a way that torch 2.6 refuses by default."""
+def old_trainers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The oldest read random numbers' state in a way that torch 2.6 refuses, and leave the next ones their precision."""
     monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
 
 
 @pytest.fixture(scope="module")
