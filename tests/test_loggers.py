@@ -137,6 +137,23 @@ def test_a_continued_run_sends_no_point_twice(digits: Digits, how: str) -> None:
     assert [step for step, _ in notes.calls("scalars")] == [30, 40, 45]
 
 
+@pytest.mark.parametrize("stop", [30, 31, 37, 39])
+def test_a_run_that_is_killed_and_continued_leaves_no_point_out(digits: Digits, stop: int) -> None:
+    first, again, notes = Run(digits, decay=0.0), Run(digits, decay=0.0), Notes()
+    assert first.observer is not None
+    assert again.observer is not None
+    log_to(first.observer, notes, every=EVERY, picture=False)
+    first.train(stop)
+    state = first.observer.state_dict()  # and nothing closes the log
+    again.observer.load_state_dict(state)
+    log_to(again.observer, notes, every=EVERY, picture=False)
+    again.train(50 - stop)
+    again.observer.close()
+    sent = [step for step, _ in notes.calls("scalars")]
+    assert sorted(set(sent)) == [10, 20, 30, 40, 50]
+    assert len(sent) <= 6  # the one before the stop may come twice, with the same numbers
+
+
 def test_where_rows_are_rare_no_row_is_sent_twice(digits: Digits) -> None:
     run, notes = Run(digits, decay=0.0, every=25, lag=1), Notes()
     assert run.observer is not None

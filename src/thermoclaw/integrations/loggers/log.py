@@ -117,7 +117,8 @@ class Log:
 
     def __init__(self, observer: Observer, loggers: list[Logger], *, every: int, split: bool, picture: bool) -> None:
         self.observer, self.loggers, self.closed = observer, loggers, False
-        self._points = Points(observer, every=every, split=split, start=observer.global_step)
+        begun = observer.rows_on_host() // every * every  # rows in flight when a run stopped give their points now
+        self._points = Points(observer, every=every, split=split, start=begun)
         self._start, self._picture = observer.global_step, picture
         self._muted: set[int] = set()
         observer.on_alarm(self._hear)
