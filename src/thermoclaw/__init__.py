@@ -27,6 +27,7 @@ from thermoclaw.observer import Observer
 from thermoclaw.preflight import Preflight, preflight
 from thermoclaw.record import Record, RecordError
 from thermoclaw.scheduler import ThermoScheduler
+from thermoclaw.state import StateError
 from thermoclaw.version import __version__
 
 __all__ = [
@@ -40,6 +41,7 @@ __all__ = [
     "RecordError",
     "Remedy",
     "Report",
+    "StateError",
     "ThermoScheduler",
     "__version__",
     "detect_layer_type",
