@@ -10,13 +10,15 @@ The way of the data, which is also the way of the imports:
     measure   gradients and parameters, once a step, on their device      measure/, layers, attach
     buffer    a ring on the device, a bounded history on the host         buffer, derive
     record    frozen columns [step, layer, quantity], files               record, quantities
-    detect    entropy split, collapse, schedule: views of the record      detectors/, scheduler
+    detect    entropy split, collapse, representations, schedule          detectors/, scheduler
     diagnose  rules, findings, remedies, report, preflight                diagnosis/
     show      text, plots, integrations, command line                     report/, integrations/, cli
 """
 
 from thermoclaw.detectors.collapse import CollapseDetector
 from thermoclaw.detectors.entropy_split import EntropySplit
+from thermoclaw.detectors.representation import RepresentationMonitor
+from thermoclaw.detectors.spikes import SpikeDetector
 from thermoclaw.diagnosis.finding import Finding
 from thermoclaw.diagnosis.remedies import Remedy
 from thermoclaw.diagnosis.report import Report, diagnose
@@ -41,6 +43,8 @@ __all__ = [
     "RecordError",
     "Remedy",
     "Report",
+    "RepresentationMonitor",
+    "SpikeDetector",
     "StateError",
     "ThermoScheduler",
     "__version__",
