@@ -140,17 +140,18 @@ class ThermoclawCallback(TrainerCallback):
     def _begin(
         self, args: Any, state: Any, control: Any, *, model: Any = None, optimizer: Any = None, **_: Any
     ) -> None:
-        self._is_main, self._is_sharded = state.is_world_process_zero, is_sharded(model)
+        trainer, checkpoint = calling(Trainer)
+        self._is_main, self._is_sharded = state.is_world_process_zero, is_sharded(trainer, model)
         if not (self._is_main or self._is_sharded):
             return  # gradients are the same on every process
-        trainer, checkpoint = calling(Trainer)
         try:
-            check_supported(trainer, model, optimizer)
+            check_supported(trainer, model)
             observer = Observer(model, optimizer, mode=self.mode, strict=self.strict)
         except (TypeError, ValueError) as error:
             if self.strict:
                 raise
-            logger.warning("thermoclaw: this run is not observed: %s", error)
+            if self._is_main:
+                logger.warning("thermoclaw: this run is not observed: %s", error)
             return
         self.observer = observer
         self._folder = Path(self.output_dir if self.output_dir is not None else args.output_dir)

@@ -50,27 +50,24 @@ def earlier_record(path: Path) -> tuple[Record | None, str]:
         return None, f"has no record that can be read ({error})"
 
 
-def is_sharded(model: Any) -> bool:
-    """Whether each process holds but a part of the parameters, so that all must measure."""
-    return any(hasattr(p, "device_mesh") for p in model.parameters()) if model is not None else False
+def is_sharded(trainer: Any, model: Any) -> bool:
+    """Whether each process may hold but a part of what the optimizer works on, so that all must measure."""
+    parameters = model.parameters() if model is not None else ()
+    return _uses(trainer, "deepspeed") or any(hasattr(p, "device_mesh") for p in parameters)
 
 
-def check_supported(trainer: Any, model: Any, optimizer: Any) -> None:
+def check_supported(trainer: Any, model: Any) -> None:
     """Raise ValueError with the reason when a run cannot be observed."""
-    if model is None or optimizer is None:
-        raise ValueError("the Trainer handed over no model or no optimizer")
-    if getattr(trainer, "is_deepspeed_enabled", False) is True:
-        raise ValueError(
-            "under DeepSpeed the Trainer's runs are not measured yet; training goes on as it would without the "
-            "callback. In a loop of your own, Observer(model, optimizer) measures stages 1 and 2, with the optimizer "
-            "that deepspeed.initialize returned"
-        )
-    if getattr(trainer, "is_fsdp_enabled", False) is True and not is_sharded(model):
+    if _uses(trainer, "fsdp") and not is_sharded(trainer, model):
         raise ValueError(
             "the first FSDP flattens the parameters, which mixes the layers; training goes on as it would without the "
             "callback. FSDP2 is measured: fsdp_config={'version': 2} in TrainingArguments, or fsdp_version: 2 for "
             "accelerate launch"
         )
+
+
+def _uses(trainer: Any, what: str) -> bool:
+    return getattr(trainer, f"is_{what}_enabled", False) is True
 
 
 def agree(wish: bool, device: torch.device) -> bool:
