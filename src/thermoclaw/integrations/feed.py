@@ -65,19 +65,46 @@ def reporters(trainer: Any) -> list[Any]:
 def report(
     reporter: Any, values: dict[str, float], step: int, args: Any, state: Any, control: Any, **kwargs: Any
 ) -> None:
-    """Give a reporter numbers under the step at which they were measured.
+    """Give a reporter numbers under the step at which they were measured, as charts of their own where it has such.
 
-    TensorBoard and W&B get them under their own names; any other reporter through its `on_log`, which puts "train/"
-    before a name.
+    What is not known here gets them through its `on_log`, which may put "train/" before a name.
     """
-    writer = getattr(reporter, "tb_writer", None)
-    wandb = getattr(reporter, "_wandb", None)
-    if writer is not None:
-        for name, value in values.items():
-            writer.add_scalar(name, value, step)
-    elif wandb is not None and wandb.run is not None:
+    for attribute, give in _GIVERS.items():
+        client = getattr(reporter, attribute, None)
+        if client is not None:
+            give(reporter, client, values, step)
+            return
+    then = copy.copy(state)
+    then.global_step = step
+    reporter.on_log(args, then, copy.copy(control), logs=dict(values), **kwargs)
+
+
+def _tensorboard(_: Any, writer: Any, values: dict[str, float], step: int) -> None:
+    for name, value in values.items():
+        writer.add_scalar(name, value, step)
+
+
+def _wandb(_: Any, wandb: Any, values: dict[str, float], step: int) -> None:
+    if wandb.run is not None:
         wandb.log({**values, "train/global_step": step})  # the reporter made global_step the axis of every chart
-    else:
-        then = copy.copy(state)
-        then.global_step = step
-        reporter.on_log(args, then, copy.copy(control), logs=dict(values), **kwargs)
+
+
+def _swanlab(_: Any, swanlab: Any, values: dict[str, float], step: int) -> None:
+    """Its `on_log` repeats train/global_step, of which SwanLab takes one a step."""
+    swanlab.log(values, step=step)
+
+
+def _clearml(reporter: Any, task: Any, values: dict[str, float], step: int) -> None:
+    """Its `on_log` would draw everything into one plot, over the loss."""
+    for name, value in values.items():
+        title = f"{name}{getattr(reporter, 'log_suffix', '')}"
+        task.get_logger().report_scalar(title=title, series="train", value=value, iteration=step)
+
+
+# By the attribute in which a reporter keeps what it logs to.
+_GIVERS: dict[str, Callable[[Any, Any, dict[str, float], int], None]] = {
+    "tb_writer": _tensorboard,
+    "_wandb": _wandb,
+    "_swanlab": _swanlab,
+    "_clearml_task": _clearml,
+}
