@@ -14,7 +14,6 @@ from rule_words import Words, words_of_findings
 CATALOGUE = {
     "attention_logit_growth": "Attention logits grow until attention is one-hot",
     "output_logit_divergence": "Output logits drift away together (log Z far from 0)",
-    "representation_collapse": "Outputs become alike whatever the input; seen in activations, which nobody looks at",
     "rank_divergence": "Replicas of a distributed run no longer agree; seen between processes only",
 }
 

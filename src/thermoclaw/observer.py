@@ -24,6 +24,7 @@ from thermoclaw.quantities import R_IE_CAP
 from thermoclaw.record import Record
 from thermoclaw.snapshot import Snapshot, StepHistory, snapshot_dict
 from thermoclaw.state import count, take, text, untext
+from thermoclaw.watch import DEFAULT_ROWS, Watch, catch_up, watch_module
 
 _REFUSED = {
     "alpha": "σ* is the plain running median now, so a steady layer has r = 1; drop alpha, and widen the band with "
@@ -289,6 +290,57 @@ class Observer:
         """
         return self._attachment.paused()
 
+    def watch(
+        self,
+        module: nn.Module,
+        name: str | None = None,
+        *,
+        every: int = 100,
+        rows: int = DEFAULT_ROWS,
+        features: Callable[[Any], Tensor] | None = None,
+        self_supervised: bool = False,
+    ) -> Watch:
+        """Look at what a module puts out, for the rules that tell when representations collapse.
+
+        A forward hook copies rows on their device at a few steps, in training mode only; nothing waits, nothing of the
+        graph is kept, and the training stays bitwise the same. Inside of a compiled model the hook does nothing, and
+        says so: watch the compiled module itself, or give features to `RepresentationMonitor.observe`.
+
+        Args:
+            module: a part of the model, such as `model.encoder`.
+            name: under which it stands in findings; by default its name in the model.
+            every: steps between two checks, after those at steps 1 to 5, 16, 32, 48 and 64.
+            rows: examples of a check, from 64 to 1024, gathered over up to 64 steps.
+            features: what the module puts out → a tensor [N, …] with a row for each example; by default the first
+                tensor in it. Of [N, T, D] the mean over T is taken, of [N, D, H, W] and more that over space.
+            self_supervised: the training sees no labels. Only then is a loss of rank, or of direction alone, a fault:
+                in classifiers the rank falls to the number of classes by itself.
+
+        Returns:
+            A handle with `remove()`; the hook goes with it, with `close()`, or with the observer.
+
+        Raises:
+            TypeError, ValueError: an argument is not what it should be.
+
+        Example:
+            >>> import torch, thermoclaw
+            >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+            >>> observer = thermoclaw.Observer(model, torch.optim.SGD(model.parameters(), lr=0.1))
+            >>> handle = observer.watch(model[1])
+            >>> handle.name
+            '1'
+        """
+        return watch_module(
+            self._attachment,
+            self.model,
+            module,
+            name,
+            every=every,
+            rows=rows,
+            features=features,
+            self_supervised=self_supervised,
+        )
+
     def listen(self, listener: object) -> int:
         """For detectors: hand on what is due without a loss; returns the number of the last measured row."""
         self._attachment.poll(listener)
@@ -386,6 +438,7 @@ class Observer:
     def record(self) -> Record:
         """Everything measured so far, as a frozen `Record`. Waits for the device."""
         self._attachment.catch_up()
+        catch_up(self._attachment)
         return self._attachment.record()
 
     @property

@@ -22,17 +22,17 @@ _RANK = {
             "no_gradient gradient_accumulation_bug bad_init frozen_layers lost_updates epsilon_dominates "
             "lr_schedule_zero layer_lr_mismatch unnormalised_input over_clipping momentum_too_high underflow "
             "optimizer_state_reset unbounded_loss",
-            "output_logit_divergence attention_logit_growth dead_units weight_decay_too_high weight_blow_up "
-            "second_moment_lag",
+            "output_logit_divergence attention_logit_growth dead_units dead_features weight_decay_too_high "
+            "weight_blow_up second_moment_lag",
             "gradient_spike external_update",
             "distribution_shift loss_spike gradient_noise incoherent_update lr_too_low",
-            "lr_too_high vanishing_gradients exploding_gradients label_noise",
-            "overfitting non_finite plateau",
+            "lr_too_high vanishing_gradients exploding_gradients label_noise representation_collapse",
+            "overfitting non_finite_features non_finite plateau",
         )
     )
     for code in codes.split()
 }
-_ENDS = ("overfitting", "non_finite", "plateau")  # these explain nothing else
+_ENDS = ("overfitting", "non_finite_features", "non_finite", "plateau")  # these explain nothing else
 _STANDSTILLS = ("lr_too_low", "over_clipping", "label_noise", "overfitting", "plateau")
 _SELDOM = ("attention_logit_growth", "output_logit_divergence")  # looked at every few dozen steps
 _FROM_OUTSIDE = ("distribution_shift", "loss_spike", "gradient_spike", "lr_schedule_zero")

@@ -36,5 +36,8 @@ REFUTED_BY = {
     "attention_logit_growth": "the largest attention logit of a batch is below fifty and does not rise",
     "output_logit_divergence": "the mean of the logits of a batch stays where it was",
     "overfitting": "a validation set of fresh examples gives a loss near the training loss",
+    "representation_collapse": "a linear probe on outputs for fresh inputs does no worse than on those of early steps",
+    "dead_features": "the features named fire for some example of a few thousand",
+    "non_finite_features": "the module's output for the same batch is finite, computed again at the same weights",
     "plateau": "with a third of the rate the loss stays as it is",
 }

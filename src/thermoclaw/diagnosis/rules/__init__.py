@@ -27,6 +27,7 @@ from thermoclaw.diagnosis.rules import (
     outside,
     pace,
     precision,
+    representation,
     schedule,
     stationarity,
     unbounded,
@@ -318,6 +319,34 @@ RULES: tuple[Rule, ...] = (
         "root mean square gradient of first against last layers",
         f"ratio < {depth.VANISH_RATIO:g} for {depth.VANISH_ROWS} steps, HIGH < {depth.VANISH_HIGH:g}",
         "AutoTrainer (ICSE 2021)",
+    ),
+    Rule(
+        "representation_collapse",
+        representation.representation_collapse,
+        "Outputs of a watched module become alike whatever goes in",
+        "spread and effective rank of the outputs against the first healthy checks, scale",
+        f"spread and scale < {representation.COLLAPSED:g} and {representation.SHRUNK:g} of the first; without labels "
+        f"spread < {representation.ALIKE:g}, HIGH < {representation.ALIKE_HIGH:g}, or rank share < "
+        f"{representation.FEW:g}; at {representation.CHECKS} checks {representation.APART} steps apart",
+        "Chen and He 2021 (arXiv 2011.10566); RankMe (arXiv 2210.02885)",
+    ),
+    Rule(
+        "dead_features",
+        representation.dead_features,
+        "Features of a watched module are zero for every input",
+        "dead_share of the outputs",
+        f"> {representation.DEAD:.0%} at {representation.DEAD_CHECKS} checks, after < "
+        f"{representation.DEAD_BEFORE:.0%}; never above LOW",
+        "Sokar et al. 2023 (arXiv 2302.12902)",
+    ),
+    Rule(
+        "non_finite_features",
+        representation.non_finite_features,
+        "NaN or Inf in what a watched module puts out",
+        "nan_rows and inf_rows of the outputs",
+        f"at two checks, or in more than {representation.NON_FINITE:.0%} of the rows of one; infinities that were "
+        "there from the first check on are left alone",
+        "IEEE 754",
     ),
     Rule(
         "frozen_layers",
