@@ -87,6 +87,9 @@ def test_hot_and_cold_groups() -> None:
     cold = Synthetic().set(layers=slice(0, 7), lr=1e-8, update_sq=4e-14).set(layers=7, lr=1e-3)
     finding = heard(cold.record(param_groups=[{"lr": 1e-8}, {"lr": 1e-3}], layer_groups=names), "layer_lr_mismatch")
     assert len(finding.layers) == 7
+    alone = {f"blocks.{i}.fc": [0] for i in range(8)}  # as a Trainer groups adapters: nothing is without decay
+    fast = Synthetic().set(lr=0.5, update_sq=4.0)
+    silent(fast.record(param_groups=[{"lr": 0.5}, {"lr": 1e-5}], layer_groups=alone), "layer_lr_mismatch")
 
 
 def test_updates_lost_to_short_numbers() -> None:

@@ -76,7 +76,8 @@ def _state_is_new(view: View) -> bool:
         return False
     with np.errstate(invalid="ignore"):
         size = (view.unit_update[0] / np.sqrt(np.clip(1.0 - zeros, 1e-3, 1.0)))[view.big]
-    return bool(np.abs(np.nanmedian(size) - 1.0) < FIRST_NEAR)
+    size = size[np.isfinite(size)]  # none is where a warm-up begins at a rate of zero
+    return bool(len(size) and np.abs(np.median(size) - 1.0) < FIRST_NEAR)
 
 
 def _excess(view: View) -> Array:

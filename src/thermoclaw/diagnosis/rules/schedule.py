@@ -74,7 +74,10 @@ def layer_lr_mismatch(record: Record) -> Finding | None:
 
 
 def _rates(view: View) -> np.ndarray:
-    """Learning rate of each parameter group where the run's rate was highest; what the groups say where unknown."""
+    """Learning rate of each parameter group where the run's rate was highest; what the groups say where unknown.
+
+    NaN for a group without parameters, as trainers make one for what has no decay.
+    """
     rates = np.array([float(group.get("lr", np.nan)) for group in view.groups])
     known = view.record.meta.get("layer_groups") or {}
     row = int(np.argmax(view.lr)) if len(view.lr) else 0
@@ -86,6 +89,9 @@ def _rates(view: View) -> np.ndarray:
         for g in {int(g) for g in known.get(layer.name, ())} if len(view.lr) else ():
             if not rates[g] > 0:
                 rates[g] = view.record["lr"][row, i]
+    held = {int(g) for groups in known.values() for g in groups}
+    if held:
+        rates[[g for g in range(len(rates)) if g not in held]] = np.nan
     return rates
 
 
@@ -105,7 +111,7 @@ def _mismatch(
     groups = groups_of(record, mask)
     rates = _rates(view)
     mine = max(rates[g] for g in groups) if groups else largest(rates)
-    others = [rate for g, rate in enumerate(rates) if g not in groups] or rates
+    others = [rate for g, rate in enumerate(rates) if g not in groups and np.isfinite(rate)] or rates
     value = two_digits(float(np.median(others)))
     moving = f"a step rewrites {fast:.1%} of them, {slow:.2%} of the others" if np.isfinite(fast + slow) else ""
     return tell(
