@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # whoever loads this file may not look for modules beside it
 
 import causal_tables
+import clipping_tables
 import cost_tables
 import preflight_tables
 import rule_pages
@@ -102,6 +103,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "demo": demo,
     "scalars": scalars,
     **causal_tables.PARTS,
+    **clipping_tables.PARTS,
     **cost_tables.PARTS,
     **preflight_tables.PARTS,
     **rule_pages.PARTS,

@@ -22,6 +22,13 @@ if not torch.cuda.is_available():  # then Triton's kernels are tested in its int
 
 Batch = Callable[[], tuple[Tensor, ...]]
 
+needs_shards = pytest.mark.skipif(
+    not torch.distributed.is_available()
+    or not torch.distributed.is_gloo_available()
+    or not hasattr(torch.cpu.Stream, "record_event"),  # from 2.7 on
+    reason="this torch does not shard models on CPUs",
+)
+
 
 @pytest.fixture(autouse=True)
 def _one_thread_and_a_seed() -> Iterator[None]:

@@ -24,7 +24,7 @@ from accelerate.tracking import GeneralTracker
 
 from tests import accelerate_programs
 from tests import sharded_programs as programs
-from tests.conftest import assert_bitwise, assert_same_record, mlp, seed_everything
+from tests.conftest import assert_bitwise, assert_same_record, mlp, needs_shards, seed_everything
 from tests.test_buffer import trapped
 from thermoclaw import Observer, Record
 from thermoclaw.integrations import outputs
@@ -500,9 +500,7 @@ def test_the_example_runs(rate: str, codes: set[str], tmp_path: Path, monkeypatc
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(
-    not torch.distributed.is_available() or not torch.distributed.is_gloo_available(), reason="torch without gloo"
-)
+@needs_shards
 def test_several_processes(tmp_path: Path) -> None:
     """DDP: the main process measures. FSDP2: all do. Both see the run of one process."""
     ways = [("ddp", True), ("ddp", False), ("fully", True)]

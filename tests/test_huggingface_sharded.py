@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
@@ -16,15 +15,13 @@ pytest.importorskip("accelerate")
 import transformers
 
 from tests import huggingface_programs
-from tests.conftest import assert_bitwise
+from tests.conftest import assert_bitwise, needs_shards
 from tests.sharded_programs import QUANTITIES, launch, several
 from thermoclaw.integrations import outputs
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(
-        not torch.distributed.is_available() or not torch.distributed.is_gloo_available(), reason="torch without gloo"
-    ),
+    needs_shards,
     pytest.mark.skipif(int(transformers.__version__.split(".")[0]) < 5, reason="FSDP2 is set up in another way there"),
 ]
 

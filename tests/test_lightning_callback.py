@@ -27,7 +27,7 @@ from lightning.pytorch.plugins import MixedPrecision
 
 from tests import lightning_programs
 from tests import sharded_programs as programs
-from tests.conftest import assert_bitwise, assert_same_record, seed_everything
+from tests.conftest import assert_bitwise, assert_same_record, needs_shards, seed_everything
 from tests.test_buffer import trapped
 from thermoclaw import Observer, Record, diagnose
 from thermoclaw.integrations import outputs
@@ -658,9 +658,7 @@ def test_the_example_runs(arguments: list[str], steps: int, tmp_path: Path, monk
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(
-    not torch.distributed.is_available() or not torch.distributed.is_gloo_available(), reason="torch without gloo"
-)
+@needs_shards
 def test_several_processes(tmp_path: Path) -> None:
     """DDP: the main process measures. FSDP2: all do. Both see the run of one process, and stop together."""
     ways = [("ddp", 0.01, True), ("ddp", 0.01, False), ("fully", 0.01, True), ("ddp", 8.0, True), ("fully", 8.0, True)]

@@ -161,7 +161,11 @@ def adams_own_step(optimizer: Optimizer, p: Tensor, before: Tensor) -> Tensor:
     second = state["max_exp_avg_sq"] if group["amsgrad"] else state["exp_avg_sq"]
     scale = (second.double() / (1 - beta2**t)).sqrt() + group["eps"]
     step = -lr * state["exp_avg"].double() / (1 - beta1**t) / scale
-    return step - lr * decay * before.double() if group["decoupled_weight_decay"] else step
+    return (
+        step - lr * decay * before.double()
+        if group.get("decoupled_weight_decay", isinstance(optimizer, torch.optim.AdamW))
+        else step
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -13,15 +13,13 @@ import pytest
 import torch
 
 from tests import sharded_programs as programs
-from tests.conftest import assert_bitwise
+from tests.conftest import assert_bitwise, needs_shards
 from tests.sharded_programs import QUANTITIES, launch
 from thermoclaw import Observer
 from thermoclaw.measure.place import Place, box, spread, whole
 from thermoclaw.measure.sketch import Sketcher
 
-pytestmark = pytest.mark.skipif(
-    not torch.distributed.is_available() or not torch.distributed.is_gloo_available(), reason="torch without gloo"
-)
+pytestmark = needs_shards
 
 F64, F32 = torch.float64, torch.float32
 

@@ -9,18 +9,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
-from tests.conftest import assert_bitwise
+from tests.conftest import assert_bitwise, needs_shards
 from tests.sharded_programs import QUANTITIES, launch, several
 from tests.state_programs import NUM_STEPS, STOP, packed, part, unpacked
 from tests.test_sharded import assert_same, results
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(
-        not torch.distributed.is_available() or not torch.distributed.is_gloo_available(), reason="torch without gloo"
-    ),
+    needs_shards,
 ]
 
 SKETCH: dict[str, Any] = {}
