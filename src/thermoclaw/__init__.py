@@ -26,6 +26,7 @@ from thermoclaw.guard import Guard
 from thermoclaw.integrations.loggers import log_to
 from thermoclaw.layers import detect_layer_type, make_param_groups
 from thermoclaw.observer import Observer
+from thermoclaw.phase import PhaseConfig, PhaseMonitor, create_monitor
 from thermoclaw.preflight import Preflight, preflight
 from thermoclaw.record import Record, RecordError
 from thermoclaw.scheduler import ThermoScheduler
@@ -38,6 +39,8 @@ __all__ = [
     "Finding",
     "Guard",
     "Observer",
+    "PhaseConfig",
+    "PhaseMonitor",
     "Preflight",
     "Record",
     "RecordError",
@@ -48,6 +51,7 @@ __all__ = [
     "StateError",
     "ThermoScheduler",
     "__version__",
+    "create_monitor",
     "detect_layer_type",
     "diagnose",
     "log_to",

@@ -96,7 +96,7 @@ def make_param_groups(model: nn.Module, **settings: Any) -> list[dict[str, Any]]
         [('0', 2, 0.1), ('1', 2, 0.1)]
     """
     groups = []
-    for name, module_params in _owned_parameters(model):
+    for name, module_params in owned_parameters(model):
         params = [p for _, p in module_params if p.requires_grad]
         if params:
             groups.append({"params": params, "name": name, **settings})
@@ -105,7 +105,7 @@ def make_param_groups(model: nn.Module, **settings: Any) -> list[dict[str, Any]]
     return groups
 
 
-def _owned_parameters(model: nn.Module) -> list[tuple[str, list[tuple[str, nn.Parameter]]]]:
+def owned_parameters(model: nn.Module) -> list[tuple[str, list[tuple[str, nn.Parameter]]]]:
     """(module name, [(parameter name, parameter)]) of each module that owns parameters, each parameter once."""
     seen: set[int] = set()
     owned = []
@@ -197,7 +197,7 @@ def lay_out(
     models = [model] if isinstance(model, nn.Module) else list(model)
     for number, part in enumerate(models):
         modules = dict(part.named_modules())
-        for name, mine in _owned_parameters(part):
+        for name, mine in owned_parameters(part):
             label = name if number == 0 or name not in rows else f"{name} (model {number + 1})"
             held = [(n, *usable[id(p)]) for n, p in mine if id(p) in usable]
             known.update(id(p) for _, p in mine)

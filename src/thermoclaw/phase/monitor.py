@@ -1,0 +1,314 @@
+"""The phase monitor: how the weights of a model are arranged while it trains. It describes, and accuses nobody."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from thermoclaw.phase import describe
+from thermoclaw.phase.config import PhaseConfig
+from thermoclaw.phase.gather import array_entries, host_values, model_entries
+from thermoclaw.phase.measure import Entry
+from thermoclaw.phase.metrics import NAMES, SEED_NAMES
+from thermoclaw.phase.phases import Phase, get_phase_description, seed_phase, structural_phase
+from thermoclaw.phase.result import NOTHING, MetricsResult, Reading
+from thermoclaw.phase.rows import Tally
+from thermoclaw.phase.text import summary_text
+from thermoclaw.phase.track import Track, signature
+
+logger = logging.getLogger("thermoclaw")
+
+Array = NDArray[np.float64]
+
+
+class PhaseMonitor:
+    """Tells how weights are arranged: on a lattice (CRYSTAL), on none (GLASS), in between, and what goes with it.
+
+    It is Neurothermo's monitor with its metrics and names, and a better founded counterpart beside each that is ill
+    defined; see the page "Phase of the weights" for what each can say. In ordinary floating-point training every phase
+    is GLASS, whether the model learned or memorized.
+
+    Args:
+        model: whose parameters are looked at by `step`; None for arrays given to `step_manual`.
+        config: all settings; by default `PhaseConfig()`.
+        window_size: steps that are remembered, instead of the one in `config`.
+        mode: "structure" or "seed" instead of the one in `config`. "seed" computes Neurothermo's literal numbers and
+            nothing else, and remembers whole weights and gradients for it: 2 · `window_size` copies of the model.
+        strict: raise errors of the measurement instead of logging them once and switching off.
+
+    Raises:
+        TypeError: the model is no module, or the config no `PhaseConfig`.
+        ValueError: the model has no parameters, or they are spread over processes; or a setting is out of range.
+
+    `step` never waits for the device, and reads a parameter about four times: call it every few steps where that
+    counts. What is read from a result waits.
+
+    Example:
+        >>> model = nn.Linear(64, 64)
+        >>> monitor = PhaseMonitor(model)
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> for _ in range(5):
+        ...     loss = model(torch.randn(8, 64)).square().mean()
+        ...     optimizer.zero_grad()
+        ...     loss.backward()
+        ...     result = monitor.step(loss=loss)
+        ...     optimizer.step()
+        >>> result.phase.name, result.get("lattice_order") < 0.2, monitor.compute_all_metrics()["delta"] < 0.2
+        ('GLASS', True, True)
+    """
+
+    def __init__(
+        self,
+        model: nn.Module | None = None,
+        config: PhaseConfig | None = None,
+        *,
+        window_size: int | None = None,
+        mode: str | None = None,
+        strict: bool = False,
+    ) -> None:
+        if model is not None and not isinstance(model, nn.Module):
+            raise TypeError(f"the first argument is the model (an nn.Module) or None, not {type(model).__name__}")
+        if config is not None and not isinstance(config, PhaseConfig):
+            raise TypeError(f"config is a {type(config).__name__}: give a PhaseConfig, or PhaseConfig.from_toml(path)")
+        config = config if config is not None else PhaseConfig()
+        core = config.core
+        core = core if window_size is None else replace(core, window_size=window_size)
+        core = core if mode is None else replace(core, mode=mode)
+        self.config = replace(config, core=core)
+        if model is not None and not model_entries(model):
+            raise ValueError("the model has no parameters with elements: make the monitor after the model's weights")
+        self.model = model
+        self._strict = strict
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything that was seen."""
+        self._track: Track | None = None
+        self._entries: list[Entry] = []
+        self._losses: deque[float | Tensor] = deque(maxlen=self.config.core.window_size)
+        self._tally = Tally()
+        self._off = False
+        self._logged: Phase | None = None
+        self.step_count = 0
+        self.epoch_count = 0
+        self.last_result: MetricsResult | None = None
+
+    # -- in the loop ------------------------------------------------------------------------------------------------
+
+    def step(self, loss: float | Tensor | None = None) -> MetricsResult:
+        """Look at the model's weights and gradients as they are, before or after the optimizer's step. Never waits.
+
+        Args:
+            loss: of this step, a number or a one-element tensor, which is not waited for.
+
+        Returns:
+            `delta`, `alpha`, `health` and, but in the mode "seed", `lattice_order`, with the phase; read when looked
+            at. Between steps lattice order is estimated from at most 2048 values of each parameter.
+
+        Raises:
+            ValueError: there is no model.
+        """
+        if self.model is None:
+            raise ValueError("this monitor has no model: use step_manual(weights, gradients), or PhaseMonitor(model)")
+        return self._step(None, loss)
+
+    def step_manual(self, weights: Any, gradients: Any = None, loss: float | Tensor | None = None) -> MetricsResult:
+        """The same for arrays of any framework.
+
+        Args:
+            weights: an array that NumPy can read, or a mapping of layers' names to arrays. It is not copied: a summary
+                looks at the arrays given last, as they are then.
+            gradients: the same, or None; where a shape differs from the weights' only the norm is used.
+            loss: of this step.
+
+        Raises:
+            TypeError: one of weights and gradients is a mapping and the other is not.
+            ValueError: there are no numbers in them.
+        """
+        return self._step(array_entries(weights, gradients), loss)
+
+    def epoch_end(self) -> None:
+        """Count an epoch."""
+        self.epoch_count += 1
+
+    def _step(self, entries: list[Entry] | None, loss: float | Tensor | None) -> MetricsResult:
+        self.step_count += 1
+        result = MetricsResult(lambda: NOTHING)
+        if not self._off:
+            try:
+                result = self._measure(model_entries(self.model) if entries is None else entries, loss)  # type: ignore[arg-type]
+            except Exception:
+                if self._strict:
+                    raise
+                self._off = True
+                logger.exception("the phase monitor failed at step %d and is off from now on", self.step_count)
+        self.last_result = result
+        return result
+
+    def _measure(self, entries: list[Entry], loss: float | Tensor | None) -> MetricsResult:
+        if self._track is None or self._track.signature != signature(entries):
+            if self._track is not None:
+                logger.info("phase monitor: the parameters changed at step %d: its window starts anew", self.step_count)
+                self._arrive(everything=True)
+            self._track = Track(entries, self.config)
+        track, self._entries = self._track, entries
+        rows = track.step(entries)
+        if isinstance(loss, Tensor):
+            self._losses.append(loss.detach().mean() if loss.numel() > 1 else loss.detach().reshape(()).clone())
+        elif loss is not None:
+            self._losses.append(float(loss))
+        self._arrive(everything=False)
+        config = self.config
+        return MetricsResult(lambda: _row_reading(track, np.concatenate([_host(row) for row in rows]), config))
+
+    def _arrive(self, *, everything: bool) -> None:
+        """Take what reached the host; of a track that ended, too."""
+        if self._track is None:
+            return
+        for row in self._track.arrived(everything=everything):
+            reading = _group_reading(self._track, row, 0, self.config)
+            self._tally.add(reading["delta"], _row_phase(reading, self.config))
+
+    # -- afterwards -------------------------------------------------------------------------------------------------
+
+    def read(self) -> MetricsResult:
+        """All metrics, of the model and of each layer, and the phase. Waits for the device.
+
+        δ, norms and paths are those of the last step, spectra those of the steps in the window, and the shape of the
+        weights is that of the weights as they are now.
+        """
+        if self._track is None:
+            return MetricsResult(lambda: NOTHING)
+        self._arrive(everything=True)
+        reading = self._full_reading(self._track)
+        if self.config.core.enable_logging and reading.phase is not self._logged:
+            logger.info("phase monitor, step %d: %s", self.step_count, reading.phase.name)
+            self._logged = reading.phase
+        return MetricsResult(lambda: reading)
+
+    def compute_all_metrics(self) -> dict[str, float]:
+        """All metrics of the model by name, NaN where one is not defined; empty before the first step. Waits."""
+        return self.read().to_dict()
+
+    def compute_layer_metrics(self) -> dict[str, dict[str, float]]:
+        """All metrics of each layer. Waits."""
+        return self.read().layers
+
+    def summary(self) -> str:
+        """Everything in words: metrics, phase, layers, δ and phases over the run. Waits."""
+        result = self.read()
+        phases = result.layer_phases
+        return summary_text(
+            result.to_dict(),
+            result.phase,
+            self._tally,
+            steps=self.step_count,
+            epochs=self.epoch_count,
+            layers={name: (metrics, phases[name]) for name, metrics in result.layers.items()},
+        )
+
+    @staticmethod
+    def get_phase_description(phase: Phase) -> str:
+        """What a phase means, in a sentence."""
+        return get_phase_description(phase)
+
+    def num_bytes(self) -> int:
+        """Bytes that are held between steps; it does not grow once the window is full."""
+        return self._track.num_bytes() if self._track is not None else 0
+
+    def _full_reading(self, track: Track) -> Reading:
+        config, literal = self.config, self.config.core.mode == "seed"
+        names = SEED_NAMES if literal else NAMES
+        values = list(host_values(track.arrange(self._entries), track.groups.pieces, everything=literal))
+        losses = np.array([float(loss) for loss in self._losses])
+        samples = track.samples()
+        metrics, phases = [], []
+        for group, members in enumerate(track.groups.members):
+            if group == 1 and literal:  # Neurothermo knows no layers
+                break
+            mine = [values[i] for i in members]
+            state = track.state(group)
+            if not all(np.isfinite(v.flat).all() for v in mine):
+                state = replace(state, delta=math.nan)
+            found = describe.weight_metrics(mine, config.thresholds, literal=literal)
+            window = track.window(group, samples, losses)
+            found |= describe.window_metrics(window, config.thresholds, literal=literal)
+            found |= describe.state_metrics(state, config.thresholds, literal=literal)
+            metrics.append({name: found.get(name, math.nan) for name in names})
+            phases.append(_full_phase(metrics[-1], state, config))
+        layers = track.groups.names[1 : len(metrics)]
+        return Reading(
+            metrics[0],
+            dict(zip(layers, metrics[1:], strict=True)),
+            phases[0],
+            dict(zip(layers, phases[1:], strict=True)),
+        )
+
+
+def create_monitor(model: nn.Module | None = None, window_size: int = 50) -> PhaseMonitor:
+    """A `PhaseMonitor` of the model, or of arrays given to `step_manual`.
+
+    Args:
+        model: whose parameters are looked at.
+        window_size: steps that are remembered.
+
+    Example:
+        >>> monitor = create_monitor()
+        >>> monitor.step_manual(np.random.default_rng(0).integers(-1, 2, 1000) * 0.07).phase.name
+        'CRYSTAL'
+    """
+    return PhaseMonitor(model, window_size=window_size)
+
+
+def _host(row: Tensor) -> Array:
+    return row.cpu().to(torch.float64).numpy()
+
+
+def _row_reading(track: Track, row: Array, config: PhaseConfig) -> Reading:
+    """What one step tells."""
+    found = [_group_reading(track, row, group, config) for group in range(len(track.groups.names))]
+    phases = [_row_phase(metrics, config) for metrics in found]
+    layers = track.groups.names[1:]
+    return Reading(
+        found[0], dict(zip(layers, found[1:], strict=True)), phases[0], dict(zip(layers, phases[1:], strict=True))
+    )
+
+
+def _group_reading(track: Track, row: Array, group: int, config: PhaseConfig) -> dict[str, float]:
+    delta = track.history.reduce(row, "delta", group)
+    found = {
+        "delta": delta,
+        "alpha": describe.alpha_of(delta, config.thresholds),
+        "health": describe.health_of(delta, config.thresholds),
+    }
+    if config.core.mode != "seed":
+        found["lattice_order"] = track.history.reduce(row, "order", group)
+    return found
+
+
+def _row_phase(metrics: Mapping[str, float], config: PhaseConfig) -> Phase:
+    if config.core.mode == "seed":
+        return seed_phase(metrics["delta"], config.thresholds)
+    return structural_phase(metrics["lattice_order"], config.thresholds, finite=math.isfinite(metrics["delta"]))
+
+
+def _full_phase(metrics: Mapping[str, float], state: describe.State, config: PhaseConfig) -> Phase:
+    if config.core.mode == "seed":
+        return seed_phase(metrics["delta"], config.thresholds)
+    return structural_phase(
+        metrics["lattice_order"],
+        config.thresholds,
+        finite=math.isfinite(metrics["delta"]),
+        spectral_r=metrics["spectral_r"],
+        berry_phase=metrics["berry_phase_total"] if state.has_complex else math.nan,
+        overlap=state.path.overlap,
+    )
