@@ -61,7 +61,7 @@ def train(*, stop_gradient: bool, seed: int, steps: int) -> tuple[thermoclaw.Obs
     model = SimSiam()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-4)
     observer = thermoclaw.Observer(model, optimizer)
-    observer.watch(model.encoder, every=25, self_supervised=True)  # the one line
+    observer.watch(model.encoder, every=25, joint_embedding=True)  # the one line
     before = nearest_neighbors(model.encoder)
     for _ in range(steps):
         x = images[torch.randint(NUM_TRAIN, (128,), generator=random)]

@@ -298,7 +298,7 @@ class Observer:
         every: int = 100,
         rows: int = DEFAULT_ROWS,
         features: Callable[[Any], Tensor] | None = None,
-        self_supervised: bool = False,
+        joint_embedding: bool = False,
     ) -> Watch:
         """Look at what a module puts out, for the rules that tell when representations collapse.
 
@@ -313,8 +313,9 @@ class Observer:
             rows: examples of a check, from 64 to 1024, gathered over up to 64 steps.
             features: what the module puts out → a tensor [N, …] with a row for each example; by default the first
                 tensor in it. Of [N, T, D] the mean over T is taken, of [N, D, H, W] and more that over space.
-            self_supervised: the training sees no labels. Only then is a loss of rank, or of direction alone, a fault:
-                in classifiers the rank falls to the number of classes by itself.
+            joint_embedding: the loss pulls embeddings together (SimSiam, BYOL, SimCLR, VICReg, JEPA). Only then is a
+                loss of rank, or of direction alone, a fault: classifiers come down to as many directions as there are
+                classes, and regressions and language models to a common offset, by themselves.
 
         Returns:
             A handle with `remove()`; the hook goes with it, with `close()`, or with the observer.
@@ -338,7 +339,7 @@ class Observer:
             every=every,
             rows=rows,
             features=features,
-            self_supervised=self_supervised,
+            joint_embedding=joint_embedding,
         )
 
     def listen(self, listener: object) -> int:

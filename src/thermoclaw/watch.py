@@ -27,12 +27,12 @@ class Notes:
     Args:
         attachment: of the optimizer; it is not kept alive.
         name: of what is looked at.
-        self_supervised: whether the training sees no labels.
+        joint_embedding: whether the loss pulls embeddings together.
     """
 
-    def __init__(self, attachment: Any, name: str, *, self_supervised: bool) -> None:
+    def __init__(self, attachment: Any, name: str, *, joint_embedding: bool) -> None:
         self._attachment = weakref.ref(attachment)
-        self.name, self.self_supervised = name, self_supervised
+        self.name, self.joint_embedding = name, joint_embedding
 
     def attachment(self) -> Any:
         """The attachment, or None once it is gone or measures no more."""
@@ -44,7 +44,7 @@ class Notes:
         attachment = self._attachment()
         if attachment is None:
             return
-        event = {"kind": KIND, "step": step, "layer": self.name, "self_supervised": self.self_supervised}
+        event = {"kind": KIND, "step": step, "layer": self.name, "joint_embedding": self.joint_embedding}
         attachment.events.append({**event, **values})
         mine = [e for e in attachment.events if e.get("kind") == KIND and e.get("layer") == self.name]
         if len(mine) > MOST_EVENTS:
@@ -76,10 +76,10 @@ class Watch:
         every: int,
         rows: int,
         features: Callable[[Any], Tensor] | None,
-        self_supervised: bool,
+        joint_embedding: bool,
     ) -> None:
         self.name = name
-        self._notes = Notes(attachment, name, self_supervised=self_supervised)
+        self._notes = Notes(attachment, name, joint_embedding=joint_embedding)
         self._sampler = Sampler(every=every, rows=rows)
         self._features = features
         self._is_off = self._is_told = self._has_fired = False
@@ -210,7 +210,7 @@ def watch_module(
     every: int,
     rows: int,
     features: Callable[[Any], Tensor] | None,
-    self_supervised: bool,
+    joint_embedding: bool,
 ) -> Watch:
     """A watch on a module, kept by the attachment; the one that is there already where it is watched under this name.
 
@@ -226,7 +226,7 @@ def watch_module(
     for there in _watches.get(attachment, ()):
         if isinstance(there, Watch) and there.is_of(module) and there.name == name:
             return there
-    watch = Watch(attachment, module, name, every=every, rows=rows, features=features, self_supervised=self_supervised)
+    watch = Watch(attachment, module, name, every=every, rows=rows, features=features, joint_embedding=joint_embedding)
     add_watch(attachment, watch)
     return watch
 

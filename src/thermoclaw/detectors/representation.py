@@ -30,7 +30,7 @@ class RepresentationMonitor:
         observer: the observer to share.
         every: steps between two checks, after those at steps 1 to 5, 16, 32, 48 and 64.
         rows: examples of a check, from 64 to 1024, gathered over up to 64 steps.
-        self_supervised: the training sees no labels; see `Observer.watch`.
+        joint_embedding: the loss pulls embeddings together; see `Observer.watch`.
 
     Raises:
         TypeError, ValueError: an argument is not what it should be.
@@ -57,11 +57,11 @@ class RepresentationMonitor:
         observer: Observer | None = None,
         every: int = 100,
         rows: int = DEFAULT_ROWS,
-        self_supervised: bool = False,
+        joint_embedding: bool = False,
     ) -> None:
         check_settings(every, rows, None)
         self.observer = observer_for(model, optimizer, observer, who="RepresentationMonitor")
-        self.every, self.rows, self.self_supervised = every, rows, self_supervised
+        self.every, self.rows, self.joint_embedding = every, rows, joint_embedding
         self._by_hand: dict[str, _ByHand] = {}
 
     def watch(
@@ -74,7 +74,7 @@ class RepresentationMonitor:
             every=self.every,
             rows=self.rows,
             features=features,
-            self_supervised=self.self_supervised,
+            joint_embedding=self.joint_embedding,
         )
 
     def observe(self, features: Any, target: Any = None, *, name: str = "features") -> None:
@@ -134,7 +134,7 @@ class _ByHand:
         attachment = monitor.observer._attachment
         self._sampler = Sampler(every=monitor.every, rows=monitor.rows)
         self._notes = {
-            part: Notes(attachment, label, self_supervised=monitor.self_supervised)
+            part: Notes(attachment, label, joint_embedding=monitor.joint_embedding)
             for part, label in (("features", name), ("target", f"{name}.target"))
         }
         self._name, self._is_off = name, False

@@ -42,13 +42,13 @@ class Checks:
 
     Attributes:
         name: of the module, or as given to `observe`.
-        self_supervised: the training sees no labels.
+        joint_embedding: the loss pulls embeddings together.
         steps: [C].
         values: each quantity, [C], NaN where it is not defined.
     """
 
     name: str
-    self_supervised: bool
+    joint_embedding: bool
     steps: Array
     values: dict[str, Array]
 
@@ -61,7 +61,7 @@ class Checks:
     def usable(self) -> Mask:
         """Checks with rows and features enough to judge by, and all of them finite."""
         enough = (self["rows"] >= LEAST_ROWS) & (self["features"] >= LEAST_FEATURES)
-        return np.asarray(enough & (self["nan_rows"] + self["inf_rows"] == 0) & np.isfinite(self["spread"]))
+        return np.asarray(enough & (self["nan_rows"] + self["inf_rows"] == 0) & np.isfinite(self["scale"]))
 
     def healthy(self) -> Mask:
         """Usable checks that a baseline may be made of: not collapsed."""
@@ -102,7 +102,7 @@ def checks_of(record: Record) -> list[Checks]:
     return [
         Checks(
             name,
-            bool(events[-1].get("self_supervised")),
+            bool(events[-1].get("joint_embedding")),
             np.array([event["step"] for event in events], dtype=np.float64),
             {key: np.array([_number(event.get(key)) for event in events]) for key in NAMES},
         )

@@ -325,8 +325,8 @@ RULES: tuple[Rule, ...] = (
         representation.representation_collapse,
         "Outputs of a watched module become alike whatever goes in",
         "spread and effective rank of the outputs against the first healthy checks, scale",
-        f"spread and scale < {representation.COLLAPSED:g} and {representation.SHRUNK:g} of the first; without labels "
-        f"spread < {representation.ALIKE:g}, HIGH < {representation.ALIKE_HIGH:g}, or rank share < "
+        f"spread and scale < {representation.COLLAPSED:g} of the first, or scale < {representation.GONE:g}; of joint "
+        f"embeddings spread < {representation.ALIKE:g}, HIGH < {representation.ALIKE_HIGH:g}, or rank share < "
         f"{representation.FEW:g}; at {representation.CHECKS} checks {representation.APART} steps apart",
         "Chen and He 2021 (arXiv 2011.10566); RankMe (arXiv 2210.02885)",
     ),

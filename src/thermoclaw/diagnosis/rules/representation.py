@@ -17,11 +17,11 @@ from thermoclaw.wording import short_name
 
 CODES = ("representation_collapse", "dead_features", "non_finite_features")
 
-COLLAPSED, SHRUNK = 0.1, 0.5  # spread against its baseline, and in itself; scale against its baseline
-ALIKE, ALIKE_HIGH = 0.3, 0.2  # spread against its baseline, without labels
-FEW = 0.3  # rank share against its baseline, without labels
+COLLAPSED, GONE = 0.1, 1e-4  # spread and scale against their baselines; scale alone
+ALIKE, ALIKE_HIGH = 0.3, 0.2  # spread against its baseline, of joint embeddings
+FEW = 0.3  # rank share against its baseline, of joint embeddings
 INPUTS_ALIKE = 0.2  # scale of the inputs against its baseline
-CHECKS, APART = 2, 16  # consecutive checks, and steps between the first and the last of them
+CHECKS, APART = 2, 32  # consecutive checks, and steps between the first and the last of them
 DEAD, DEAD_BEFORE, DEAD_CHECKS, DEAD_ROWS = 0.7, 0.3, 3, 128
 NON_FINITE = 0.5
 FROM_START_CHECKS, FROM_START_STEPS = 6, 300
@@ -48,21 +48,21 @@ Kind = Callable[[Checks, int], Hit | None]
 
 def _complete(checks: Checks, after: int) -> Hit | None:
     """Directions and sizes both: nothing is left of the differences between inputs."""
-    near = (checks.of_baseline("spread") < COLLAPSED) & (checks["spread"] < COLLAPSED)
-    return _lasting(checks, near & (checks.of_baseline("scale") < SHRUNK), "HIGH", after)
+    spread, scale = checks.of_baseline("spread"), checks.of_baseline("scale")
+    return _lasting(checks, ((spread < COLLAPSED) & (scale < COLLAPSED)) | (scale < GONE), "HIGH", after)
 
 
 def _direction(checks: Checks, after: int) -> Hit | None:
-    """Directions alone: what a loss of cosines must not do, and a common offset does to no one's harm."""
+    """Directions alone: what a loss of cosines must not do, and a common offset does elsewhere to no one's harm."""
+    if not checks.joint_embedding:
+        return None
     share = checks.of_baseline("spread")
-    if not checks.self_supervised:
-        return _lasting(checks, (share < COLLAPSED) & (checks["spread"] < COLLAPSED), "LOW", after)
     return _lasting(checks, share < ALIKE_HIGH, "HIGH", after) or _lasting(checks, share < ALIKE, "MEDIUM", after)
 
 
 def _rank(checks: Checks, after: int) -> Hit | None:
-    """Dimensional collapse; classifiers do so by themselves, so only where there are no labels."""
-    if not checks.self_supervised:
+    """Dimensional collapse; classifiers do so by themselves, so only of joint embeddings."""
+    if not checks.joint_embedding:
         return None
     return _lasting(checks, checks.of_baseline("rank_share") < FEW, "MEDIUM", after)
 
@@ -99,27 +99,25 @@ def _tell_collapse(found: list[tuple[Kind, Checks, Hit]]) -> Finding:
     spread, rank = float(checks["spread"][row]), float(checks["effective_rank"][row])
     spread_before = float(checks.baseline("spread")[row])
     rank_before = float(checks.baseline("effective_rank")[row])
+    scale = float(checks.of_baseline("scale")[row])
     step, width = int(checks.steps[row]), int(checks["features"][row])
     directions = f"{rank:.3g} of {width} directions"
     if kind is _rank:
         seen = f"At step {step} the outputs of {name} use {directions}, against {rank_before:.3g} at the start."
         meaning = (
-            "Features have become copies of a few: dimensional collapse. Without labels nothing asks for that, and "
-            "what inputs differ in is lost."
+            "Features have become copies of a few: dimensional collapse. The embeddings agree by leaving out what "
+            "inputs differ in."
         )
     elif kind is _from_start:
         seen = f"In all checks up to step {step} the outputs of {name} point the same way (spread {spread:.2g})."
         meaning = "Different inputs have given nearly the same output since the first step; it may be meant, or pass."
     else:
         seen = (
-            f"At step {step} the outputs of {name} point nearly the same way whatever goes in: spread {spread:.2g}, "
-            f"against {spread_before:.2g} at the start; they use {directions}."
+            f"At step {step} the outputs of {name} are nearly the same whatever goes in: spread {spread:.2g}, against "
+            f"{spread_before:.2g} at the start, at {scale:.2g} of their size; they use {directions}."
         )
         meaning = (
-            "The representation has collapsed: a constant output solves the objective, or nothing holds outputs apart."
-            if confidence != "LOW"
-            else "An offset that all outputs share has outgrown their differences. With labels or a regression that is "
-            "no fault; without labels it is a collapse (watch with self_supervised=True)."
+            "The representation has collapsed: one output for all inputs solves the objective, or units have died."
         )
     return Finding(
         code="representation_collapse",
@@ -127,9 +125,9 @@ def _tell_collapse(found: list[tuple[Kind, Checks, Hit]]) -> Finding:
         title="representations collapse",
         seen=seen,
         meaning=meaning,
-        advice="Go back to before it; stop the gradient on the target branch and keep the predictor (SimSiam, BYOL), "
-        "add negatives or a term for variance and covariance (SimCLR, VICReg), put batch norm into the projector, or "
-        "lower the learning rate.",
+        advice="Go back to before it and lower the learning rate; of two views, stop the gradient on the target branch "
+        "and keep the predictor (SimSiam, BYOL), add negatives or a term for variance and covariance (SimCLR, VICReg), "
+        "or put batch norm into the projector.",
         source="Chen and He 2021 (arXiv 2011.10566); Jing et al. 2022 (arXiv 2110.09348); RankMe (arXiv 2210.02885)",
         layers=tuple(dict.fromkeys(other.name for _, other, that in found if that[2] == confidence)),
         first_step=int(checks.steps[start]),
@@ -139,7 +137,7 @@ def _tell_collapse(found: list[tuple[Kind, Checks, Hit]]) -> Finding:
             "spread_before": spread_before,
             "effective_rank": rank,
             "effective_rank_before": rank_before,
-            "std_ratio": float(checks["std_ratio"][row]),
+            "scale_of_before": scale,
         },
     )
 
