@@ -85,6 +85,7 @@ def dpo(trl: Any, dataset: Any, folder: Path, **more: Any) -> Any:
     words = [sentence.split() for sentence in SENTENCES]
     cuts = {"prompt": slice(8), "chosen": slice(8, 16), "rejected": slice(16, None)}
     data = dataset({name: [" ".join(w[cut]) + " " for w in words] for name, cut in cuts.items()})
+    more["ref_model"] = None if more["peft_config"] else llama()
     return trl.DPOTrainer(llama(), args=args, train_dataset=data, **more)
 
 
@@ -144,7 +145,7 @@ def test_trls_trainers(
 
 @pytest.mark.filterwarnings("ignore:.*fan_in_fan_out:UserWarning")
 def test_the_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """With a schedule that ends at nothing and a second parameter group that holds no parameter, and no finding."""
+    """The Trainer makes a second group for what has no decay, which here is nothing."""
     folder = tmp_path / "run"
     monkeypatch.setattr(sys, "argv", ["lora_trainer.py", "--steps", "40", "--folder", str(folder)])
     runpy.run_path(str(ROOT / "examples" / "lora_trainer.py"), run_name="__main__")
