@@ -27,6 +27,7 @@ pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
 
 from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from thermoclaw import Observer, Record, diagnose
 from thermoclaw.diagnosis.finding import CONFIDENCES
@@ -776,11 +777,13 @@ def test_scalars_of_nothing_and_of_nan() -> None:
     assert scalars(Record(np.arange(1, 3), layers, nothing, np.zeros((2, len(RUN_COLUMNS)))), steps=5) == {}
 
 
-def test_every_scalar_and_file_is_on_the_page() -> None:
+def test_every_reporter_and_file_is_on_the_page() -> None:
     page = (ROOT / "docs" / "huggingface.md").read_text(encoding="utf-8")
-    missing = [scalar.name for scalar in SCALARS if f"| `thermoclaw/{scalar.name}` | {scalar.meaning} |" not in page]
-    assert missing == []
+    assert "<!-- generate: scalars -->" in page
     assert [name for name in FILES if f"`{name}`" not in page] == []
+    words = page.lower().replace("&", "and").replace(" ", "")
+    missing = [name for name in INTEGRATION_TO_CALLBACK if name.removesuffix("_ml").replace("_", "") not in words]
+    assert [name for name in missing if name != "wandb"] == []
 
 
 def test_the_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

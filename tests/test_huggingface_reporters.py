@@ -67,7 +67,7 @@ EACH: dict[str, tuple[tuple[str, ...], str, Any] | None] = {
     "neptune": (("_metadata_namespace",), "log", [((k, v), {"step": STEP}) for k, v in TRAIN.items()]),
     "swanlab": (("_swanlab",), "log", [((VALUES,), {"step": STEP})]),
     "tensorboard": (("tb_writer",), "add_scalar", [((k, v, STEP), {}) for k, v in VALUES.items()]),
-    "trackio": (("_trackio",), "log", [(({**TRAIN, "train/global_step": STEP},), {})]),
+    "trackio": (("_trackio",), "log", [(({**VALUES, "train/global_step": STEP},), {})]),
     "wandb": (("_wandb",), "log", [(({**VALUES, "train/global_step": STEP},), {})]),
 }
 

@@ -89,6 +89,10 @@ def _wandb(_: Any, wandb: Any, values: dict[str, float], step: int) -> None:
         wandb.log({**values, "train/global_step": step})  # the reporter made global_step the axis of every chart
 
 
+def _trackio(_: Any, trackio: Any, values: dict[str, float], step: int) -> None:
+    trackio.log({**values, "train/global_step": step})  # as the Trainer's own lines, which have no other step
+
+
 def _swanlab(_: Any, swanlab: Any, values: dict[str, float], step: int) -> None:
     """Its `on_log` repeats train/global_step, of which SwanLab takes one a step."""
     swanlab.log(values, step=step)
@@ -105,6 +109,7 @@ def _clearml(reporter: Any, task: Any, values: dict[str, float], step: int) -> N
 _GIVERS: dict[str, Callable[[Any, Any, dict[str, float], int], None]] = {
     "tb_writer": _tensorboard,
     "_wandb": _wandb,
+    "_trackio": _trackio,
     "_swanlab": _swanlab,
     "_clearml_task": _clearml,
 }
