@@ -1,7 +1,7 @@
 """Lattice order: how nearly the values lie on evenly spaced points, whatever the spacing. No torch.
 
 The structure factor of values w at the spacing s is S(s) = |mean e^{2πi w/s}|: 1 where all w − w₀ are multiples of s,
-and about 1/√n for values that know nothing of s. Order is its largest value over spacings from 0.2 to 2.1 standard
+and about 1/√n for values that know nothing of s. Order is its largest value over spacings from 0.2 to 2 standard
 deviations, as a Bragg peak shows a crystal of any scale. Values that are zero (|w| < 10⁻³ rms) are left out: pruned
 weights would make any distribution look like a lattice.
 
@@ -25,7 +25,7 @@ ZERO = 1e-3
 NUM_BINS = 4096  # B
 REACH = 8.0  # standard deviations on either side of the mean that are binned
 PADDED = 2 * NUM_BINS
-SHORTEST, LONGEST = 0.2, 2.1  # spacings, in standard deviations
+SHORTEST, LONGEST = 0.2, 2.0  # spacings, in standard deviations
 FIRST = math.ceil(2 * REACH * PADDED / NUM_BINS / LONGEST)
 LAST = math.floor(2 * REACH * PADDED / NUM_BINS / SHORTEST)
 """Places of the longest and the shortest spacing in the transform: place k stands for the spacing 2·REACH·2/k."""
@@ -100,7 +100,7 @@ def _bragg_peak(z: NDArray[np.float64], *, zero: float | None) -> tuple[float, f
     around = np.concatenate([[0.0], peaks, [0.0]])
     hills = (peaks >= 0.95 * peaks.max()) & (peaks >= around[:-2]) & (peaks >= around[2:])
     for k in FIRST + np.flatnonzero(hills):
-        near = np.linspace(k - 0.5, k + 0.5, 33) / (2 * REACH * PADDED / NUM_BINS)
+        near = np.linspace(max(k - 0.5, FIRST), k + 0.5, 33) / (2 * REACH * PADDED / NUM_BINS)
         factors = np.exp(2j * np.pi * near[:, None] * centers) @ counts
         at = int(np.argmax(np.abs(factors)))
         found = float(np.abs(factors[at]))

@@ -42,8 +42,8 @@ def sample_places(num: int, count: int, *, width: int, seed: int) -> np.ndarray:
     """`count` different places among `num` groups of `width` neighbors, evenly spread, in an order of chance."""
     rng = np.random.default_rng(seed)
     groups = count // width
-    edges = np.linspace(0, num, groups + 1)
-    places = np.minimum((edges[:-1] + rng.random(groups) * np.diff(edges)).astype(np.int64), num - 1)
+    edges = np.linspace(0, num, groups + 1).astype(np.int64)
+    places = edges[:-1] + (rng.random(groups) * np.diff(edges)).astype(np.int64)
     rng.shuffle(places)
     return (places[:, None] * width + np.arange(width)).ravel()
 

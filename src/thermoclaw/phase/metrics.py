@@ -139,8 +139,8 @@ SEED_METRICS: tuple[Metric, ...] = (
 FOUNDED_METRICS: tuple[Metric, ...] = (
     Metric(
         "lattice_order",
-        "max over spacings s of 0.2 to 2.1 σ of |mean e^{2πi w/s}|, zeros left out; per matrix, mean by size",
-        "how nearly weights lie on evenly spaced values, at any scale: 1 on a lattice, 0.16 uniform, 0.02 Gaussian",
+        "max over spacings s of 0.2 to 2 σ of |mean e^{2πi w/s}|, zeros left out; per matrix, mean by size",
+        "how nearly weights lie on evenly spaced values, at any scale: 1 on a lattice, 0.14 uniform, 0.02 Gaussian",
         "lattices finer than a fifth of the standard deviation (more than about 16 levels), fewer than 256 values, "
         "parameters that are no matrices, and why",
     ),

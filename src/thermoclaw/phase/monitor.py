@@ -49,8 +49,8 @@ class PhaseMonitor:
         TypeError: the model is no module, or the config no `PhaseConfig`.
         ValueError: the model has no parameters, or they are spread over processes; or a setting is out of range.
 
-    `step` never waits for the device, and reads a parameter about four times: call it every few steps where that
-    counts. What is read from a result waits.
+    `step` never waits for the device, and reads a parameter a few times: call it every few steps where that counts.
+    Reading a result waits.
 
     Example:
         >>> model = nn.Linear(64, 64)
@@ -84,16 +84,16 @@ class PhaseMonitor:
         core = core if window_size is None else replace(core, window_size=window_size)
         core = core if mode is None else replace(core, mode=mode)
         self.config = replace(config, core=core)
-        if model is not None and not model_entries(model):
-            raise ValueError("the model has no parameters with elements: make the monitor after the model's weights")
         self.model = model
         self._strict = strict
         self.reset()
+        if model is not None and self._track is None:
+            raise ValueError("the model has no parameters with elements: make the monitor after the model's weights")
 
     def reset(self) -> None:
         """Forget everything that was seen."""
-        self._track: Track | None = None
-        self._entries: list[Entry] = []
+        self._entries: list[Entry] = model_entries(self.model) if self.model is not None else []
+        self._track = Track(self._entries, self.config) if self._entries else None
         self._losses: deque[float | Tensor] = deque(maxlen=self.config.core.window_size)
         self._tally = Tally()
         self._off = False
@@ -156,7 +156,7 @@ class PhaseMonitor:
 
     def _measure(self, entries: list[Entry], loss: float | Tensor | None) -> MetricsResult:
         if self._track is None or self._track.signature != signature(entries):
-            if self._track is not None:
+            if self._track is not None and self._track.num_steps:
                 logger.info("phase monitor: the parameters changed at step %d: its window starts anew", self.step_count)
                 self._arrive(everything=True)
             self._track = Track(entries, self.config)
@@ -186,7 +186,7 @@ class PhaseMonitor:
         δ, norms and paths are those of the last step, spectra those of the steps in the window, and the shape of the
         weights is that of the weights as they are now.
         """
-        if self._track is None:
+        if self._track is None or not self._track.num_steps:
             return MetricsResult(lambda: NOTHING)
         self._arrive(everything=True)
         reading = self._full_reading(self._track)

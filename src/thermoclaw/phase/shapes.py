@@ -33,7 +33,11 @@ def local_complexity(w: Array, *, epsilon: float) -> float:
 
 def histogram_entropy(w: Array) -> float:
     """`entropy`: Shannon entropy of a histogram of 50 bins between the least and the largest weight, in nats."""
-    counts = np.histogram(w, bins=50)[0]
+    scaled = w / max(float(np.abs(w).max()), 1e-300)
+    low, high = float(scaled.min()), float(scaled.max())
+    if low == high:
+        return 0.0
+    counts = np.bincount(np.minimum(((scaled - low) / (high - low) * 50).astype(np.int64), 49))
     share = counts[counts > 0] / len(w)
     return float(-(share * np.log(share)).sum()) + 0.0
 

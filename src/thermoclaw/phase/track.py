@@ -50,7 +50,7 @@ class Track:
         ]
         self.groups = Groups([piece for part in self._parts for piece in part.pieces])
         self.history = History(self.groups, steps=max(steps, grad_steps))
-        self._steps = 0
+        self.num_steps = 0
 
     def arrange(self, entries: Sequence[Entry]) -> list[Entry]:
         """The entries in the order of the groups' pieces."""
@@ -64,14 +64,14 @@ class Track:
             ring.next_row().copy_(row)
             ring.advance()
             rows.append(row)
-        self._steps += 1
+        self.num_steps += 1
         for ring in self._rings:
-            ring.start_copies(self._steps)
+            ring.start_copies(self.num_steps)
         return rows
 
     def arrived(self, *, everything: bool) -> list[Array]:
         """Rows [P, C] that are new on the host, also put into the history; with `everything` it waits for the last."""
-        upto = self._steps if everything else min(ring.due(self._steps) for ring in self._rings)
+        upto = self.num_steps if everything else min(ring.due(self.num_steps) for ring in self._rings)
         count = upto - self._rings[0].taken()
         if count <= 0:
             return []
