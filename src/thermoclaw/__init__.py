@@ -19,6 +19,7 @@ from thermoclaw.detectors.collapse import CollapseDetector
 from thermoclaw.detectors.entropy_split import EntropySplit
 from thermoclaw.detectors.representation import RepresentationMonitor
 from thermoclaw.detectors.spikes import SpikeDetector
+from thermoclaw.detectors.thermometer import Thermometer
 from thermoclaw.diagnosis.finding import Finding
 from thermoclaw.diagnosis.remedies import Remedy
 from thermoclaw.diagnosis.report import Report, diagnose
@@ -50,6 +51,7 @@ __all__ = [
     "SpikeDetector",
     "StateError",
     "ThermoScheduler",
+    "Thermometer",
     "__version__",
     "create_monitor",
     "detect_layer_type",

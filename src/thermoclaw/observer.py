@@ -17,6 +17,7 @@ from thermoclaw import checkpoint
 from thermoclaw.attach import unwrap
 from thermoclaw.attachment import Attachment, attach, attached_to
 from thermoclaw.diagnosis.finding import Finding
+from thermoclaw.layers import Unit
 from thermoclaw.measure.meter import Settings
 from thermoclaw.measure.sketch import SIZES
 from thermoclaw.partition import find_partition
@@ -359,6 +360,14 @@ class Observer:
     def record_on_host(self, *, start: int | None = None) -> Record:
         """For detectors: what the fixed lag has let through, from step `start` on. Never waits."""
         return self._attachment.record(start=start, stop=self.rows_on_host() + 1)
+
+    def units(self) -> tuple[Unit, ...]:
+        """For detectors: the parameters that are measured, by layer and group."""
+        return self._attachment.meter.layout.units
+
+    def layer_names(self) -> list[str]:
+        """For detectors: the names of the layers, in model order."""
+        return [layer.name for layer in self._attachment.meter.layout.layers]
 
     def row_record(self, row: int) -> tuple[Record, int]:
         """For snapshots: a short record with the measured row in it, and its place there. Waits for the device.

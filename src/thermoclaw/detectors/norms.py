@@ -36,7 +36,7 @@ class Spike:
 
 
 def robust_z(norms: ArrayLike, *, window: int = WINDOW) -> tuple[Array, Array, Array]:
-    """How far each log-norm lies above those before it, its norm over their median, and how usual its size is, [T] each.
+    """How far each log-norm lies above those before it, ‖g‖ over their median, and how usual its size is, [T] each.
 
     z = (x − median) / (1.4826·MAD + 0.001), x = ln ‖g‖, over the last `window` steps before it. A norm that stands out
     enters the window at the bound of what does not, so that spikes do not hide the next ones. How usual a size is, is

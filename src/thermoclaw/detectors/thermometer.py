@@ -1,0 +1,256 @@
+"""The thermometer: how hot a run is, what it dissipates, how its weights wander, and whether it has come to rest."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from thermoclaw.detectors.diffusion import (
+    UNKNOWN,
+    Array,
+    Estimate,
+    fluctuation_dissipation,
+    green_kubo,
+    mean_squared_displacement,
+    motion_word,
+    power_law,
+)
+from thermoclaw.detectors.sampled import SampledPath
+from thermoclaw.observer import Observer, observer_for
+from thermoclaw.record import Record
+
+BLOCKS, LEAST_ROWS = 8, 16
+SIGNAL, NOISE = 0.5, 0.9  # noise shares below which gradients lead, and above which they shake
+
+
+@dataclass(frozen=True)
+class Diffusion:
+    """How weights moved over the sampled part of a run.
+
+    Attributes:
+        lags: in optimizer steps, [K].
+        msd: mean-squared displacement a weight at them, [K].
+        exponent: of MSD ∝ τ^a, with its interval.
+        coefficient: D = MSD/(2τ) at the longest lag, a weight and step.
+        green_kubo: D from the correlation of increments, a weight and step.
+        motion: "ballistic", "superdiffusive", "diffusive", "confined", "stuck" or "unknown".
+    """
+
+    lags: Array
+    msd: Array
+    exponent: Estimate
+    coefficient: float
+    green_kubo: float
+    motion: str
+
+
+class Thermometer:
+    """Temperature, dissipation, noise scale, diffusion and the fluctuation–dissipation ratio of a run.
+
+    Temperature T = (η/2)·tr Σ/N, dissipation σ = η‖g‖² and the noise come from the observer's record. A few hundred
+    weights of each layer are copied every so many steps, on their device, for the displacement.
+
+    Args:
+        model: the model, or an `Observer` alone: `Thermometer(observer)`.
+        optimizer: its optimizer; the observer already attached to it is shared.
+        batch_size: examples a step, for the noise scale in examples.
+        points: weights sampled in each layer, at most.
+        rows: samples kept, at most; when they are full every other one goes.
+        every: steps between two samples at first.
+        observer: the observer to share.
+
+    Raises:
+        ValueError: a setting is out of range, or the parameters are spread over processes.
+
+    Example:
+        >>> import torch, thermoclaw
+        >>> model = torch.nn.Linear(16, 4)
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> thermometer = thermoclaw.Thermometer(model, optimizer, batch_size=8)
+        >>> for _ in range(100):
+        ...     optimizer.zero_grad()
+        ...     (model(torch.randn(8, 16)) - torch.randn(8, 4)).square().mean().backward()
+        ...     optimizer.step()
+        ...     thermometer.step()
+        >>> thermometer.summary()["sampled_steps"], thermometer.diffusion().motion != "unknown"
+        (100, True)
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        optimizer: Any = None,
+        *,
+        batch_size: int | None = None,
+        points: int = 256,
+        rows: int = 256,
+        every: int = 1,
+        observer: Observer | None = None,
+    ) -> None:
+        for name, value, least in (("points", points, 1), ("rows", rows, LEAST_ROWS), ("every", every, 1)):
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise ValueError(f"{name}={value!r}: give a whole number of at least {least}")
+        if batch_size is not None and not batch_size > 0:
+            raise ValueError(f"batch_size={batch_size!r}: give the examples of a step, or None")
+        self.observer = observer_for(model, optimizer, observer, who="Thermometer")
+        self.batch_size = batch_size
+        self._path = SampledPath(self.observer.units(), points=points, rows=rows, stride=every)
+
+    def step(self) -> None:
+        """Take a sample if one is due; call it after `optimizer.step()`. Never waits for the device."""
+        self.observer.listen(self)
+        step = self.observer.global_step
+        if step >= self._path.due:
+            self._path.take(step)
+
+    def record(self) -> Record:
+        """The observer's record."""
+        return self.observer.record()
+
+    # -- what it shows ----------------------------------------------------------------------------------------------
+
+    def diffusion(self, layer: str | None = None) -> Diffusion:
+        """Displacement of the sampled weights, of all layers or of one, over the second half of the samples. Waits.
+
+        Raises:
+            KeyError: there is no such layer.
+        """
+        steps, rows = self._path.read()
+        if layer is not None:
+            names = self.observer.layer_names()
+            if layer not in names:
+                raise KeyError(f"no layer {layer!r}; there are {', '.join(names[:8])}")
+            rows = rows[:, np.array(self._path.layers) == names.index(layer)]
+        half = rows[len(rows) // 2 :]
+        lags, msd = mean_squared_displacement(half)
+        stride = float(self._path.stride)
+        parts = [part for part in np.array_split(half, min(BLOCKS, half.shape[1]), axis=1) if part.shape[1]]
+        blocks = np.array([mean_squared_displacement(part)[1] for part in parts])
+        exponent, _ = power_law(lags, msd, blocks=blocks) if len(half) >= LEAST_ROWS else (UNKNOWN, 0.0)
+        known = len(lags) > 0 and len(steps) >= LEAST_ROWS
+        return Diffusion(
+            np.asarray(lags * stride, dtype=np.float64),
+            msd,
+            exponent,
+            float(msd[-1] / (2.0 * lags[-1] * stride)) if known else float("nan"),
+            green_kubo(half) / stride if known else float("nan"),
+            motion_word(exponent),
+        )
+
+    def fdt_ratio(self) -> dict[str, Estimate]:
+        """X of every layer over the last half of the recorded steps: 1 where its norm is stationary. Waits."""
+        record = _unbroken(self.record())
+        half = record.rows(start=int(record.steps[len(record) // 2])) if len(record) else record
+        norms, moves = half["param_sq"], half["update_sq"]
+        return {layer.name: fluctuation_dissipation(norms[:, i], moves[:, i]) for i, layer in enumerate(record.layers)}
+
+    def noise_scale(self) -> dict[str, float | None]:
+        """B_simple = B·tr Σ/(‖g‖² − tr Σ) of every layer, in examples (in batches without `batch_size`). Waits.
+
+        None where the gradient does not stand out from its noise: then the batch is far below it.
+
+        Source:
+            McCandlish et al. 2018 (arXiv 1812.06162).
+        """
+        share = _late(self.record()["noise_share"])
+        size = float(self.batch_size or 1)
+        names = self.observer.layer_names()
+        return {
+            name: float(size * nu / (1.0 - nu)) if np.isfinite(nu) and nu < 1 else None
+            for name, nu in zip(names, share, strict=True)
+        }
+
+    def verdict(self) -> str:
+        """One line in plain words: hot or cold, how the weights move, and whether norms have come to rest. Waits."""
+        record = self.record()
+        shares = _late(record["noise_share"])
+        share = float(np.median(shares[np.isfinite(shares)])) if np.isfinite(shares).any() else float("nan")
+        heat = (
+            "not known"
+            if not np.isfinite(share)
+            else "cold: gradients agree and lead"
+            if share < SIGNAL
+            else "hot: steps are shaken by batch noise"
+            if share > NOISE
+            else "warm: signal and noise are of one size"
+        )
+        ratios = [ratio for ratio in self.fdt_ratio().values() if np.isfinite(ratio.value)]
+        still = sum(ratio.holds(1.0) for ratio in ratios)
+        rest = f"{still} of {len(ratios)} layers have stationary norms" if ratios else "too short to tell of rest"
+        words = {
+            "ballistic": "weights go straight",
+            "superdiffusive": "weights explore with a drift",
+            "diffusive": "weights wander at random",
+            "confined": "weights are held in a bowl",
+            "stuck": "weights shake on the spot",
+            "unknown": "too few samples to tell of motion",
+        }
+        return f"{heat}; {words[self.diffusion().motion]}; {rest}"
+
+    def summary(self) -> dict[str, Any]:
+        """Everything as plain data. Waits for the device."""
+        record, all_layers = self.record(), self.diffusion()
+        ratios, scales = self.fdt_ratio(), self.noise_scale()
+        late = {name: _late(record[name]) for name in ("temperature", "sigma", "noise_share")}
+        layers = {
+            layer.name: {
+                "temperature": float(late["temperature"][i]),
+                "dissipation": float(late["sigma"][i]),
+                "noise_share": float(late["noise_share"][i]),
+                "noise_scale": scales[layer.name],
+                "fdt_ratio": ratios[layer.name].value,
+                "fdt_low": ratios[layer.name].low,
+                "fdt_high": ratios[layer.name].high,
+                "motion": self.diffusion(layer.name).motion,
+            }
+            for i, layer in enumerate(record.layers)
+        }
+        return {
+            "verdict": self.verdict(),
+            "sampled_steps": len(self._path.steps),
+            "stride": self._path.stride,
+            "diffusion_exponent": all_layers.exponent.value,
+            "diffusion_exponent_low": all_layers.exponent.low,
+            "diffusion_exponent_high": all_layers.exponent.high,
+            "diffusion_coefficient": all_layers.coefficient,
+            "diffusion_green_kubo": all_layers.green_kubo,
+            "layers": layers,
+        }
+
+    def get_recommendations(self) -> list[str]:
+        """Nothing to act on: a thermometer tells and does not accuse. `verdict` has the words."""
+        return []
+
+    def plot(self, save_path: str | os.PathLike[str] | None = None, *, show: bool | None = None) -> Any:
+        """Draw temperature against dissipation, displacement, the ratio and a map (needs the extra `viz`). Waits."""
+        from thermoclaw.report.thermometer import plot_thermometer
+
+        motion = self.diffusion()
+        return plot_thermometer(
+            self.record(),
+            lags=motion.lags,
+            msd=motion.msd,
+            exponent=(motion.exponent.value, motion.exponent.low, motion.exponent.high),
+            ratios=[(r.value, r.low, r.high) for r in self.fdt_ratio().values()],
+            save_path=save_path,
+            show=show,
+        )
+
+
+def _late(values: Array) -> Array:
+    """Median over the last fifth of the rows, [L]; NaN where nothing is known."""
+    part = values[-max(len(values) // 5, 1) :]
+    known = np.isfinite(part).any(axis=0) if len(part) else np.zeros(values.shape[1], dtype=bool)
+    found = np.full(values.shape[1], np.nan)
+    if known.any():
+        found[known] = np.nanmedian(part[:, known], axis=0)
+    return found
+
+
+def _unbroken(record: Record) -> Record:
+    """The last rows that follow one another step by step."""
+    gaps = np.flatnonzero(np.diff(record.steps) != 1)
+    return record.rows(start=int(record.steps[gaps[-1] + 1])) if len(gaps) else record
