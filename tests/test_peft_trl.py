@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import runpy
 import sys
@@ -143,16 +142,23 @@ def test_trls_trainers(
 # -- PEFT with the Trainer itself --------------------------------------------------------------------------------------
 
 
-@pytest.mark.filterwarnings("ignore:.*fan_in_fan_out:UserWarning")
+def run_example(folder: Path, monkeypatch: pytest.MonkeyPatch, *options: str) -> None:
+    monkeypatch.setattr(sys, "argv", ["lora_trainer.py", "--folder", str(folder), *options])
+    runpy.run_path(str(ROOT / "examples" / "lora_trainer.py"), run_name="__main__")
+
+
 def test_the_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """The Trainer makes a second group for what has no decay, which here is nothing."""
-    folder = tmp_path / "run"
-    monkeypatch.setattr(sys, "argv", ["lora_trainer.py", "--steps", "40", "--folder", str(folder)])
-    runpy.run_path(str(ROOT / "examples" / "lora_trainer.py"), run_name="__main__")
-    shown = capsys.readouterr().out
-    assert "8 layers: healthy" in shown
-    assert outputs.RECORD_FILE in os.listdir(folder)
-    record = Record.load(folder / outputs.RECORD_FILE)
+    run_example(tmp_path, monkeypatch, "--steps", "40")
+    assert "8 layers: healthy" in capsys.readouterr().out
+    record = Record.load(tmp_path / outputs.RECORD_FILE)
     assert [len(groups) for groups in record.meta["layer_groups"].values()] == [1] * 8
     assert len(record.meta["param_groups"]) == 2
     assert all("lora_" in name for name in record.layer_names)
+
+
+def test_advice_names_the_rate_of_the_run_though_it_begins_and_ends_at_zero(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_example(tmp_path, monkeypatch, "--steps", "150", "--learning-rate", "0.03")
+    assert "Lower the learning rate from 0.03 to" in " ".join(capsys.readouterr().out.split())

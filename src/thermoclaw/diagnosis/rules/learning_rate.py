@@ -229,6 +229,8 @@ def _lr_finding(
         ratio = max(ratio, largest(signs.update_ratio[: row + 1]))
         start = 0
     lr = largest(record["lr"][max(start, 0)])
+    if kind == "thrown":
+        lr = largest(record["lr"][:LR_THROWN_STEPS])  # a warm-up begins at zero
     back = "the start" if start < 10 else f"a checkpoint before step {int(record.steps[start])}"
     factor = float(np.clip(2e-3 / max(ratio, 1e-12), 0.003, 0.3)) if np.isfinite(ratio) else 0.1
     now = record.loss[row] if kind == "exploded" else loss.smooth[row]
