@@ -18,7 +18,7 @@ MEASURES = ("effective_rank", "effective_dimension", "participation_ratio", "ran
 
 
 def eigenvalues(matrix: Array) -> Array:
-    """Eigenvalues λ of ZᵀZ (or ZZᵀ, whichever is smaller), [m], none negative."""
+    """Eigenvalues λ of ZᵀZ (or ZZᵀ, whichever is smaller) up to a common factor, [m], none negative."""
     scale = np.abs(matrix).max(initial=0.0)
     if not scale:
         return np.zeros(min(matrix.shape))
@@ -26,7 +26,7 @@ def eigenvalues(matrix: Array) -> Array:
     gram = matrix @ matrix.T if len(matrix) < matrix.shape[1] else matrix.T @ matrix
     found = np.linalg.eigvalsh(gram)
     rounding = found[-1] * len(gram) * np.finfo(np.float64).eps
-    return np.where(found > rounding, found, 0.0) * scale**2
+    return np.where(found > rounding, found, 0.0)
 
 
 def _centered(features: Any) -> Array:

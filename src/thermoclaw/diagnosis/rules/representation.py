@@ -24,7 +24,7 @@ INPUTS_ALIKE = 0.2  # scale of the inputs against its baseline
 CHECKS, APART = 2, 32  # consecutive checks, and steps between the first and the last of them
 DEAD, DEAD_BEFORE, DEAD_CHECKS, DEAD_ROWS = 0.7, 0.3, 3, 128
 NON_FINITE = 0.5
-FROM_START_CHECKS, FROM_START_STEPS = 6, 300
+FROM_START_CHECKS, FROM_START_STEPS = 6, 200
 
 
 def representation_collapse(record: Record) -> Finding | None:
