@@ -18,6 +18,7 @@ from thermoclaw.detectors.diffusion import (
     motion_word,
     power_law,
 )
+from thermoclaw.detectors.equilibrium import Equilibrium, circulation, drifting_share, predicted, rotation
 from thermoclaw.detectors.sampled import SampledPath
 from thermoclaw.observer import Observer, observer_for
 from thermoclaw.record import Record
@@ -146,6 +147,36 @@ class Thermometer:
         half = record.rows(start=int(record.steps[len(record) // 2])) if len(record) else record
         norms, moves = half["param_sq"], half["update_sq"]
         return {layer.name: fluctuation_dissipation(norms[:, i], moves[:, i]) for i, layer in enumerate(record.layers)}
+
+    def equilibrium(self) -> dict[str, Equilibrium]:
+        """Of every layer, whether norms stay, positions stand and nothing circulates: three things. Waits."""
+        rows = self._path.read()[1]
+        record, ratios = _unbroken(self.record()), self.fdt_ratio()
+        if not len(record):
+            return {}
+        late = record.rows(start=int(record.steps[-max(len(record) // 4, 1)]))
+        half, layers = rows[len(rows) // 2 :], np.array(self._path.layers)
+        found = {}
+        for i, layer in enumerate(record.layers):
+            now = {name: float(late[name][-1, i]) for name in ("lr", "weight_decay", "momentum")}
+            norm, turn = predicted(
+                optimizer=record.optimizer,
+                size=layer.num_params,
+                grad_sq=float(late["grad_sq"][:, i].mean()),
+                **now,
+            )
+            turns = circulation(half[:, layers == i])
+            stride = float(self._path.stride)
+            found[layer.name] = Equilibrium(
+                ratios[layer.name],
+                float(np.sqrt(late["param_sq"][:, i].mean())),
+                norm,
+                rotation(late["param_sq"][:, i], late["update_sq"][:, i]),
+                turn,
+                drifting_share(half[:, layers == i]),
+                Estimate(turns.value / stride, turns.low / stride, turns.high / stride),
+            )
+        return found
 
     def noise_scale(self) -> dict[str, float | None]:
         """B_simple = B·tr Σ/(‖g‖² − tr Σ) of every layer, in examples (in batches without `batch_size`). Waits.
