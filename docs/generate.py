@@ -20,6 +20,7 @@ import clipping_tables
 import cost_tables
 import preflight_tables
 import rule_pages
+import representation_tables
 import zoo_cases
 import zoo_tables
 from cost_tables import RESULTS
@@ -108,5 +109,6 @@ PARTS: dict[str, Callable[[], str]] = {
     **preflight_tables.PARTS,
     **rule_pages.PARTS,
     **zoo_cases.PARTS,
+    **representation_tables.PARTS,
     **zoo_tables.PARTS,
 }
