@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from thermoclaw.phase import shapes, spectra
 from thermoclaw.phase.config import Thresholds
 from thermoclaw.phase.lattice import find_lattice
+from thermoclaw.phase.phases import wrapped
 from thermoclaw.phase.rows import Path, Piece, weighted_mean
 
 Array = NDArray[np.float64]
@@ -80,7 +81,7 @@ def health_of(delta: float, thresholds: Thresholds) -> float:
 def state_metrics(state: State, thresholds: Thresholds, *, literal: bool) -> dict[str, float]:
     """What follows from the last step and the path."""
     path, grad_norm = state.path, math.sqrt(state.grad_sq)
-    berry = path.reversals * math.pi if literal else path.berry_phase if state.has_complex else 0.0
+    berry = path.reversals * math.pi if literal else wrapped(path.berry_phase) if state.has_complex else 0.0
     return {
         "delta": state.delta,
         "alpha": alpha_of(state.delta, thresholds),

@@ -69,7 +69,7 @@ SEED_METRICS: tuple[Metric, ...] = (
         "mean of the non-zero eigenvalues",
         "the size of gradient fluctuations, in one window",
         "a temperature: it falls as 1/(T − 1) with the window and knows no learning rate",
-        "grad_noise; the observer's temperature",
+        "grad_noise, the observer's temperature",
     ),
     _kept(
         "ricci",
