@@ -18,9 +18,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))  # whoever loads this f
 import causal_tables
 import clipping_tables
 import cost_tables
+import phase_tables
 import preflight_tables
-import rule_pages
 import representation_tables
+import rule_pages
 import zoo_cases
 import zoo_tables
 from cost_tables import RESULTS
@@ -106,9 +107,10 @@ PARTS: dict[str, Callable[[], str]] = {
     **causal_tables.PARTS,
     **clipping_tables.PARTS,
     **cost_tables.PARTS,
+    **phase_tables.PARTS,
     **preflight_tables.PARTS,
+    **representation_tables.PARTS,
     **rule_pages.PARTS,
     **zoo_cases.PARTS,
-    **representation_tables.PARTS,
     **zoo_tables.PARTS,
 }

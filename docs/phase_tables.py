@@ -87,7 +87,8 @@ def cost() -> str:
     slow = figures["spectrum"][-1]
     words = (
         f"For {slow['num_params']:,} parameters and 50 steps the spectrum takes {1e3 * slow['gram_s']:.1f} ms by the "
-        f"Gram matrix and {1e3 * slow['covariance_s']:,.0f} ms by the covariance, which grows with the cube of the parameters."
+        f"Gram matrix and {1e3 * slow['covariance_s']:,.0f} ms by the covariance, whose time grows with the cube of "
+        "their number."
     )
     return "\n".join(
         [*table(heads, rows), "", f"One thread of a shared CPU, PyTorch {figures['environment']['torch']}. {words}"]
