@@ -50,6 +50,11 @@ def test_a_random_walk_diffuses(seed: int) -> None:
     assert green_kubo(positions) == pytest.approx(0.5, abs=0.03)
 
 
+def test_a_drift_is_no_diffusion() -> None:
+    drifting = walk() + 3.0 * np.arange(1024)[:, None]
+    assert green_kubo(drifting) == pytest.approx(0.5, abs=0.03)
+
+
 def test_intervals_hold_the_truth_as_often_as_they_say() -> None:
     held = [exponent(walk(256, 100, seed=seed))[0].holds(1.0) for seed in range(100)]
     assert np.mean(held) > 0.8

@@ -361,6 +361,8 @@ def test_a_layer_that_something_writes_at_every_step() -> None:
     assert finding.confidence == "HIGH"
     silent(run(1.2, 120), "external_update")
     silent(run(1.5, 109), "external_update")
+    loaded = Synthetic().set(slice(0, 10), 3, update_sq=(1.5 * _longest_adam_step()) ** 2)
+    silent(loaded.record(param_groups=[{"beta2": 0.999}]), "external_update")  # the first row may be a checkpoint's
     silent(run(1.5, 120, "Lion"), "external_update")  # whose longest step nobody told
     rates = [{"lr": 1e-3, "beta2": 0.999}, {"lr": 1.0, "beta2": 0.999}]
     made = Synthetic().set(slice(100, 120), 3, update_sq=(1.5 * _longest_adam_step()) ** 2)
@@ -437,6 +439,8 @@ def test_a_loss_without_a_floor() -> None:
         return made.record()
 
     assert heard(run(-1.0, 0.95), "unbounded_loss").confidence == "HIGH"
+    even = Synthetic(optimizer="SGD").set(loss=-2.3 * np.exp(np.arange(200) / 25.0), coherence=0.95, grad_sq=0.09)
+    silent(even.record(), "unbounded_loss")  # gradients that do not grow will be stopped by something
     silent(run(1.0, 0.95), "unbounded_loss")
     silent(run(-1.0, 0.2), "unbounded_loss")
 

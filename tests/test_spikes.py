@@ -149,6 +149,14 @@ def test_known_spikes_are_found_and_others_are_not() -> None:
     assert run(watch=True, spikes=())[1].spikes == []
 
 
+def test_a_norm_that_is_changed_later_was_what_it_was() -> None:
+    detector = run(watch=True)[1]
+    norm = torch.tensor(0.5)
+    detector.step(norm)
+    norm.fill_(100.0)
+    assert detector.pre_clip_norms()[1][-1] == 0.5
+
+
 def test_without_the_norm_before_clipping_nothing_is_claimed_of_it() -> None:
     detector = run(watch=True, give=False)[1]
     assert detector.clip_fraction is None

@@ -74,6 +74,21 @@ def test_free_weights_are_not_at_rest() -> None:
     assert not wander(0.0, 400).fdt_ratio()["(root)"].holds(1.0)
 
 
+def test_what_a_run_did_at_first_does_not_count() -> None:
+    seed_everything(1)
+    model = Bowl(4.0)
+    torch.nn.init.constant_(model.weight, 50.0)  # far up the wall
+    optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
+    thermometer = Thermometer(Observer(model, optimizer, strict=True))
+    for _ in range(400):
+        optimizer.zero_grad()
+        model().backward()
+        optimizer.step()
+        thermometer.step()
+    assert thermometer.diffusion().motion in ("stuck", "confined")
+    assert thermometer.diffusion().msd.max() < 1.0
+
+
 def test_rows_are_thinned_and_stay_equally_far_apart() -> None:
     thermometer = wander(1.0, 300, rows=16, every=3)
     steps, rows = thermometer._path.read()

@@ -361,6 +361,11 @@ class Observer:
         """For detectors: what the fixed lag has let through, from step `start` on. Never waits."""
         return self._attachment.record(start=start, stop=self.rows_on_host() + 1)
 
+    @property
+    def has_peers(self) -> bool:
+        """For integrations: whether other processes measure with this one, and wait for it at each step."""
+        return self._attachment.meter.has_peers
+
     def units(self) -> tuple[Unit, ...]:
         """For detectors: the parameters that are measured, by layer and group."""
         return self._attachment.meter.layout.units

@@ -212,7 +212,7 @@ class Observed:
         self._settle()
         if self._watch is not None:
             self._log(closing=True)
-            self.detach()
+            self._close()
             main = self._accelerator.is_main_process
             folder = self._folder if main else None
             written = self._watch.write(self._watch.observer.record(), folder, plots=self._plots)
@@ -220,12 +220,18 @@ class Observed:
             self._say(f"\n{self.report}")
             if written:
                 self._say(f"\nThermoclaw wrote {', '.join(path.name for path in written)} to {written[0].parent}")
-        self.detach()
+        self._close()
 
     def detach(self) -> None:
-        """Take everything off the accelerator and the optimizer; what was recorded stays readable."""
+        """Take everything off the accelerator and the optimizer, but an observer that other processes wait for."""
         while self._undo:
             self._undo.pop()()
+        if self._watch is not None and not self._watch.observer.has_peers:
+            self._watch.observer.close()
+
+    def _close(self) -> None:
+        """Take everything off, on every process at the same step; what was recorded stays readable."""
+        self.detach()
         if self._watch is not None:
             self._watch.observer.close()
 

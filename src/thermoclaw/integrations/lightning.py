@@ -161,7 +161,7 @@ class ThermoclawLightning(pl.Callback):
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Attach to the optimizers, which have been restored from a checkpoint by now."""
         folder = trainer.log_dir  # on every process: they agree on it
-        self.detach()
+        self._close()
         self._begins_anew()
         self._begin(trainer, pl_module, folder)
 
@@ -275,7 +275,7 @@ class ThermoclawLightning(pl.Callback):
         """Log the last points, detach, diagnose, print, and write everything."""
         self._is_running = False
         self._log(trainer, closing=True)
-        self.detach()
+        self._close()
         for watch in self._watches:
             written = watch.write(watch.observer.record(), self._folder, plots=self.plot_on_end)
             title = f"\nOptimizer {watch.name}:" if watch.name else ""
@@ -294,7 +294,7 @@ class ThermoclawLightning(pl.Callback):
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Leave nothing on the optimizers."""
-        self.detach()
+        self._close()
 
     def __getstate__(self) -> dict[str, Any]:
         """Settings alone: a copy, as a spawned process gets it, begins with no run."""
@@ -303,7 +303,13 @@ class ThermoclawLightning(pl.Callback):
     # -- what the hooks need ------------------------------------------------------------------------------------------
 
     def detach(self) -> None:
-        """Take the observers off the optimizers; what they recorded stays readable."""
+        """Take the observers off the optimizers, but those that other processes wait for."""
+        for watch in self._watches:
+            if not watch.observer.has_peers:
+                watch.observer.close()
+
+    def _close(self) -> None:
+        """Take the observers off, on every process at the same step; what they recorded stays readable."""
         for watch in self._watches:
             watch.observer.close()
 

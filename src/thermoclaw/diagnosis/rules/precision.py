@@ -116,6 +116,8 @@ def underflow(record: Record) -> Finding | None:
         return gone
     start, row = int(probed[max(span[0] - ZEROS_LAST + 1, 0)]), int(probed[span[1]])
     now, then = (middle(zeros[r]) for r in (row, int(probed[0])))
+    if not now > then:  # the last layer that is trained is not the last there is, as with adapters
+        return gone
     return tell(
         record,
         "underflow",
