@@ -11,6 +11,7 @@ import logging
 import math
 import runpy
 import sys
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -342,6 +343,60 @@ def test_arrays_of_every_kind_are_taken() -> None:
         parts = np.concatenate([x.real.ravel(), x.imag.ravel()]).astype(float)
         assert delta == pytest.approx(np.abs(parts - np.round(parts)).max(), abs=2e-3)
         assert one.summary()
+
+
+EXTREMES = {
+    "huge": lambda r: 1e300 * r.normal(size=(30, 30)),
+    "tiny": lambda r: 1e-300 * r.normal(size=(30, 30)),
+    "huge, single": lambda r: (1e37 * r.normal(size=(30, 30))).astype(np.float32),
+    "tiny, single": lambda r: (1e-38 * r.normal(size=(30, 30))).astype(np.float32),
+    "far apart": lambda r: np.r_[1e300, -1e-300, r.normal(size=400)],
+    "one": lambda r: np.ones(1),
+    "scalar": lambda r: np.array(0.3),
+    "column": lambda r: r.normal(size=(500, 1)),
+    "row": lambda r: r.normal(size=(1, 500)),
+    "zeros": lambda r: np.zeros((30, 30)),
+    "complex zeros": lambda r: np.zeros(300, dtype=complex),
+    "infinite": lambda r: np.full((30, 30), np.inf),
+    "not a number": lambda r: np.full((30, 30), np.nan),
+}
+
+
+@pytest.mark.parametrize("mode", ["structure", "seed"])
+@pytest.mark.parametrize("name", EXTREMES)
+def test_no_weights_or_gradients_are_an_error_or_a_warning(name: str, mode: str) -> None:
+    weights = EXTREMES[name](RNG(0))
+    infinite = np.full(weights.shape, np.inf)
+    losses = [1.0, math.nan, math.inf, 0.0, -1.0, 2.0]
+    for slope in (None, weights, np.zeros_like(weights), infinite, 1e200 * RNG(1).normal(size=weights.shape)):
+        one = PhaseMonitor(mode=mode, window_size=4, strict=True)
+        for loss in losses:
+            result = one.step_manual(weights, slope, loss=loss)
+        assert 0 <= result.get("health") <= 1
+        assert len(one.compute_all_metrics()) == len(SEED_NAMES if mode == "seed" else NAMES)
+        assert one.summary()
+
+
+def test_gradients_are_not_kept() -> None:
+    """One that is, is a copy of the model that training cannot use."""
+    model = mlp(20, 30, 4)
+    model(torch.randn(8, 20)).sum().backward()
+    one = PhaseMonitor(model, strict=True)
+    one.step()
+    kept = weakref.ref(model[0].weight.grad)
+    model.zero_grad()
+    assert kept() is None
+    assert one.summary()
+
+
+def test_parameters_that_are_not_there_yet_are_left_out_until_they_are() -> None:
+    model = nn.Sequential(nn.LazyLinear(8), nn.Linear(8, 200))
+    one = PhaseMonitor(model, strict=True)
+    one.step()
+    assert set(one.compute_layer_metrics()) == {"1"}
+    model(torch.randn(2, 5))
+    one.step()
+    assert set(one.compute_layer_metrics()) == {"0", "1"}
 
 
 def test_an_error_is_told_once_and_turns_it_off(

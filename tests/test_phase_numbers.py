@@ -99,6 +99,7 @@ def test_the_device_finds_what_the_host_finds() -> None:
     rows = [rng.normal(size=2048), ternary(rng, 2048), rng.uniform(size=2048), ternary(rng, 300), np.ones(2048)]
     rows += [np.zeros(2048), 0.5 * rng.integers(0, 2, 2048), ternary(rng, 100), np.r_[np.nan, ternary(rng, 2047)]]
     rows += [1e-30 * ternary(rng, 2048), ternary(rng, 2048) + 0.01 * rng.normal(size=2048)]
+    rows.append(rng.normal(size=2048) * (rng.random(2048) < 0.3))  # pruned
     sample, valid = torch.zeros(len(rows), 2048), torch.zeros(len(rows), 2048, dtype=torch.bool)
     for i, row in enumerate(rows):
         sample[i, : len(row)], valid[i, : len(row)] = torch.from_numpy(row), True

@@ -84,6 +84,8 @@ def as_tensor(array: Any, name: str) -> Tensor:
 
 def _is_number(p: Tensor) -> bool:
     """Whether a parameter has elements, and they are no codes of a quantized format."""
+    if nn.parameter.is_lazy(p):
+        return False
     wide = p.is_complex() or p.dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16)
     return wide and p.numel() > 0 and p.device.type != "meta"
 

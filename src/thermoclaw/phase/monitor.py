@@ -92,8 +92,9 @@ class PhaseMonitor:
 
     def reset(self) -> None:
         """Forget everything that was seen."""
-        self._entries: list[Entry] = model_entries(self.model) if self.model is not None else []
-        self._track = Track(self._entries, self.config) if self._entries else None
+        self._entries: list[Entry] = []
+        entries = model_entries(self.model) if self.model is not None else []
+        self._track = Track(entries, self.config) if entries else None
         self._losses: deque[float | Tensor] = deque(maxlen=self.config.core.window_size)
         self._tally = Tally()
         self._off = False
@@ -160,8 +161,9 @@ class PhaseMonitor:
                 logger.info("phase monitor: the parameters changed at step %d: its window starts anew", self.step_count)
                 self._arrive(everything=True)
             self._track = Track(entries, self.config)
-        track, self._entries = self._track, entries
+        track = self._track
         rows = track.step(entries)
+        self._entries = [replace(entry, grad=None) for entry in entries]  # a gradient kept would not be freed
         if isinstance(loss, Tensor):
             self._losses.append(loss.detach().mean() if loss.numel() > 1 else loss.detach().reshape(()).clone())
         elif loss is not None:
@@ -189,7 +191,8 @@ class PhaseMonitor:
         if self._track is None or not self._track.num_steps:
             return MetricsResult(lambda: NOTHING)
         self._arrive(everything=True)
-        reading = self._full_reading(self._track)
+        with np.errstate(all="ignore"):  # numbers near the ends of their range become NaN or Inf, without a word
+            reading = self._full_reading(self._track)
         if self.config.core.enable_logging and reading.phase is not self._logged:
             logger.info("phase monitor, step %d: %s", self.step_count, reading.phase.name)
             self._logged = reading.phase
@@ -230,6 +233,7 @@ class PhaseMonitor:
         names = SEED_NAMES if literal else NAMES
         values = list(host_values(track.arrange(self._entries), track.groups.pieces, everything=literal))
         losses = np.array([float(loss) for loss in self._losses])
+        losses = losses[np.isfinite(losses)]
         samples = track.samples()
         metrics, phases = [], []
         for group, members in enumerate(track.groups.members):

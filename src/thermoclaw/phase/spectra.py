@@ -37,11 +37,12 @@ def centered(gradients: Array) -> Array:
 
 def gram_spectrum(deviations: Array) -> Array:
     """Non-zero eigenvalues of the sample covariance (T − 1 in the denominator), largest first."""
-    steps = len(deviations)
-    if steps < 2 or deviations.shape[1] == 0:
+    steps, scale = len(deviations), float(np.abs(deviations).max(initial=0.0))
+    if steps < 2 or not 0 < scale < math.inf:
         return np.empty(0)
-    values = np.linalg.eigvalsh(deviations @ deviations.T)[::-1] / (steps - 1)
-    return values[values > RELATIVE * values[0]] if values[0] > 0 else values[:0]
+    scaled = deviations / scale
+    values = np.linalg.eigvalsh(scaled @ scaled.T)[::-1] / (steps - 1)
+    return values[values > RELATIVE * values[0]] * scale**2
 
 
 def correlation_spectrum(deviations: Array) -> Array:
