@@ -22,7 +22,7 @@ from torch import nn
 
 from tests.conftest import MODELS, OPTIMIZERS, assert_bitwise, mlp, outcome, seed_everything, train_step
 from tests.test_buffer import trapped
-from thermoclaw import PhaseConfig, PhaseMonitor, create_monitor
+from thermoclaw import Observer, PhaseConfig, PhaseMonitor, create_monitor
 from thermoclaw.phase import Core, Phase, extract_gradients, extract_weights, get_phase_description, monitor
 from thermoclaw.phase.metrics import NAMES, SEED_NAMES
 from thermoclaw.phase.phases import structural_phase, wrapped
@@ -440,6 +440,17 @@ def test_counts_results_and_reset() -> None:
     one.reset()
     assert one.step_count == one.epoch_count == 0
     assert one.compute_all_metrics() == {}
+
+
+def test_an_observer_stands_for_its_model_or_models() -> None:
+    model, other = mlp(20, 30, 4), mlp(6, 5, 4)
+    one = PhaseMonitor(Observer(model, torch.optim.SGD(model.parameters(), lr=0.1)), strict=True)
+    one.step()
+    assert set(one.compute_layer_metrics()) == {"0", "2"}
+    both = torch.optim.SGD([*model.parameters(), *other.parameters()], lr=0.1)
+    one = PhaseMonitor(Observer([model, other], both), strict=True)
+    one.step()
+    assert set(one.compute_layer_metrics()) == {"0.0", "0.2", "1.0", "1.2"}
 
 
 def test_a_result_is_of_its_own_step_whenever_it_is_read() -> None:

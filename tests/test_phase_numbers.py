@@ -13,8 +13,10 @@ import pytest
 import torch
 
 from thermoclaw.phase import shapes, spectra
+from thermoclaw.phase.describe import Looked, pooled
 from thermoclaw.phase.lattice import LEAST_VALUES, find_lattice
 from thermoclaw.phase.measure import orders, sample_places
+from thermoclaw.phase.rows import Piece
 
 N = 50_000
 Make = Callable[[np.random.Generator], np.ndarray]
@@ -279,6 +281,16 @@ def test_losses() -> None:
     assert spectra.variation(np.array([1.0, 3.0])) == pytest.approx(0.5)
     for few in (np.empty(0), np.ones(1)):
         assert all(math.isnan(f(few)) for f in (spectra.mean_slope, spectra.detrended_variation, spectra.variation))
+
+
+def test_pooled_weights_are_in_proportion_to_the_parameters() -> None:
+    """A tenth of a large parameter was looked at, and all of a small one."""
+    sizes, seen = (100_000, 3_000), (10_000, 3_000)
+    pieces = [Piece(str(n), str(n), n, n, False, True) for n in sizes]
+    looked = [Looked(p, np.full(k, float(p.size)), {}) for p, k in zip(pieces, seen, strict=True)]
+    assert np.unique(pooled(looked), return_counts=True)[1].tolist() == [300, 10_000]
+    whole = [Looked(p, np.arange(float(p.size)), {}) for p in pieces]
+    np.testing.assert_array_equal(pooled(whole), np.r_[np.arange(100_000), np.arange(3_000)])
 
 
 def test_sampled_places_are_different_spread_and_in_pairs() -> None:

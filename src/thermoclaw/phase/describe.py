@@ -6,7 +6,7 @@ Legend: T steps, n coordinates.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,6 +34,21 @@ class Values:
     piece: Piece
     flat: Array
     matrix: Array | None
+
+
+@dataclass(frozen=True)
+class Looked:
+    """A parameter that was looked at.
+
+    Args:
+        piece: which parameter.
+        flat: its real numbers, or an even sample.
+        shape: what they tell.
+    """
+
+    piece: Piece
+    flat: Array
+    shape: Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -96,7 +111,29 @@ def state_metrics(state: State, thresholds: Thresholds, *, literal: bool) -> dic
     }
 
 
-def weight_metrics(values: Sequence[Values], thresholds: Thresholds, *, literal: bool) -> dict[str, float]:
+_SHAPES = ("lattice_order", "active_share", "negentropy", "empty_rows", "psi", "spectral_r")
+
+
+def look_at(values: Values) -> dict[str, float]:
+    """What one parameter's values and matrix tell; nothing where it is no matrix, or not finite."""
+    flat, matrix = values.flat, values.matrix
+    if not values.piece.is_weight or not np.isfinite(flat).all():
+        return {}
+    found = {
+        "lattice_order": find_lattice(flat).order,
+        "active_share": shapes.active_share(flat),
+        "negentropy": shapes.negentropy(flat),
+    }
+    if matrix is None:
+        return found
+    return found | {
+        "empty_rows": shapes.empty_rows(matrix),
+        "psi": shapes.interference(matrix),
+        "spectral_r": shapes.spectral_spacing(matrix),
+    }
+
+
+def weight_metrics(values: Sequence[Looked], thresholds: Thresholds, *, literal: bool) -> dict[str, float]:
     """What follows from the weights as they are; NaN where they are not finite."""
     whole = pooled(values)
     if not np.isfinite(whole).all() or not len(whole):
@@ -111,31 +148,24 @@ def weight_metrics(values: Sequence[Values], thresholds: Thresholds, *, literal:
     }
     if literal:
         return found
-    weights = [v for v in values if v.piece.is_weight]
-    sizes = np.array([v.piece.size for v in weights], dtype=float)
-    order = weighted_mean(np.array([find_lattice(v.flat).order for v in weights]), sizes)
-    matrices = [v.matrix for v in weights if v.matrix is not None]
-    shaped = np.array([v.piece.size for v in weights if v.matrix is not None], dtype=float)
-    levels = np.array([shapes.spectral_spacing(m) for m in matrices])
-    levels = levels[np.isfinite(levels)]
-    return found | {
-        "lattice_order": order,
-        "lattice_noise": math.sqrt(-2 * math.log(order)) / (2 * math.pi) if order > 0 else math.nan,
-        "active_share": weighted_mean(np.array([shapes.active_share(v.flat) for v in weights]), sizes),
-        "negentropy": weighted_mean(np.array([shapes.negentropy(v.flat) for v in weights]), sizes),
-        "empty_rows": weighted_mean(np.array([shapes.empty_rows(m) for m in matrices]), shaped),
-        "psi": weighted_mean(np.array([shapes.interference(m) for m in matrices]), shaped),
-        "spectral_r": float(np.median(levels)) if len(levels) else math.nan,
-    }
+    sizes = np.array([v.piece.size for v in values], dtype=float)
+    shapes_of = {name: np.array([v.shape.get(name, math.nan) for v in values]) for name in _SHAPES}
+    levels = shapes_of["spectral_r"][np.isfinite(shapes_of["spectral_r"])]
+    found |= {name: weighted_mean(column, sizes) for name, column in shapes_of.items()}
+    order = found["lattice_order"]
+    found["lattice_noise"] = math.sqrt(-2 * math.log(order)) / (2 * math.pi) if order > 0 else math.nan
+    found["spectral_r"] = float(np.median(levels)) if len(levels) else math.nan
+    return found
 
 
-def pooled(values: Sequence[Values]) -> Array:
+def pooled(values: Sequence[Looked]) -> Array:
     """All weights in one array, each parameter in proportion to its size."""
     if not values:
         return np.empty(0)
     share = min(len(v.flat) / v.piece.size for v in values)
-    counts = [min(round(share * v.piece.size), len(v.flat)) for v in values]
-    return np.concatenate([v.flat[:: max(len(v.flat) // max(n, 1), 1)] for v, n in zip(values, counts, strict=True)])
+    counts = [min(max(round(share * v.piece.size), 1), len(v.flat)) for v in values]
+    places = [np.linspace(0, len(v.flat) - 1, n).round().astype(np.int64) for v, n in zip(values, counts, strict=True)]
+    return np.concatenate([v.flat[chosen] for v, chosen in zip(values, places, strict=True)])
 
 
 def window_metrics(window: Window, thresholds: Thresholds, *, literal: bool) -> dict[str, float]:

@@ -14,7 +14,8 @@ from thermoclaw.phase.describe import Values
 from thermoclaw.phase.measure import Entry, real, sample_places
 from thermoclaw.phase.rows import Piece
 
-MOST_VALUES = 1 << 20  # of one parameter
+MOST_VALUES = 1 << 22  # of all parameters, more or less
+LEAST_VALUES = 1 << 16  # of one parameter, if it has as many
 MOST_ROWS, MOST_COLUMNS = 1024, 4096
 
 ARRAY = "weights"
@@ -98,11 +99,12 @@ def host_values(entries: Sequence[Entry], pieces: Sequence[Piece], *, everything
         pieces: how they are measured.
         everything: no sample, however large a parameter is.
     """
+    most = max(MOST_VALUES // max(len(entries), 1), LEAST_VALUES)
     for number, (entry, piece) in enumerate(zip(entries, pieces, strict=True)):
         flat = real(entry.values)
-        if not everything and len(flat) > MOST_VALUES:
+        if not everything and len(flat) > most:
             width = 2 if piece.is_complex else 1
-            places = sample_places(len(flat) // width, MOST_VALUES, width=width, seed=number)
+            places = sample_places(len(flat) // width, most // width * width, width=width, seed=number)
             flat = flat.index_select(0, torch.from_numpy(places).to(flat.device))
         matrix = None
         if entry.values.dim() >= 2 and not piece.is_complex and not everything:

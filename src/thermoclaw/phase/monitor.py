@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections import deque
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -14,13 +12,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from thermoclaw.phase import describe
+from thermoclaw.observer import Observer
 from thermoclaw.phase.config import PhaseConfig
-from thermoclaw.phase.gather import array_entries, host_values, model_entries
+from thermoclaw.phase.gather import array_entries, model_entries
 from thermoclaw.phase.measure import Entry
-from thermoclaw.phase.metrics import NAMES, SEED_NAMES
-from thermoclaw.phase.phases import Phase, get_phase_description, seed_phase, structural_phase
-from thermoclaw.phase.result import NOTHING, MetricsResult, Reading
+from thermoclaw.phase.phases import Phase, get_phase_description
+from thermoclaw.phase.readings import full_reading, group_reading, row_phase, row_reading
+from thermoclaw.phase.result import NOTHING, MetricsResult
 from thermoclaw.phase.rows import Tally
 from thermoclaw.phase.text import summary_text
 from thermoclaw.phase.track import Track, signature
@@ -38,7 +36,7 @@ class PhaseMonitor:
     is GLASS, whether the model learned or memorized.
 
     Args:
-        model: whose parameters are looked at by `step`; None for arrays given to `step_manual`.
+        model: whose parameters are looked at by `step`, or an `Observer` of it; None for arrays given to `step_manual`.
         config: all settings; by default `PhaseConfig()`.
         window_size: steps that are remembered, instead of the one in `config`.
         mode: "structure" or "seed" instead of the one in `config`. "seed" computes Neurothermo's literal numbers and
@@ -68,15 +66,18 @@ class PhaseMonitor:
 
     def __init__(
         self,
-        model: nn.Module | None = None,
+        model: nn.Module | Observer | None = None,
         config: PhaseConfig | None = None,
         *,
         window_size: int | None = None,
         mode: str | None = None,
         strict: bool = False,
     ) -> None:
+        model = _observed(model) if isinstance(model, Observer) else model
         if model is not None and not isinstance(model, nn.Module):
-            raise TypeError(f"the first argument is the model (an nn.Module) or None, not {type(model).__name__}")
+            raise TypeError(
+                f"the first argument is the model (an nn.Module), an Observer of it or None, not {type(model).__name__}"
+            )
         if config is not None and not isinstance(config, PhaseConfig):
             raise TypeError(f"config is a {type(config).__name__}: give a PhaseConfig, or PhaseConfig.from_toml(path)")
         config = config if config is not None else PhaseConfig()
@@ -170,15 +171,15 @@ class PhaseMonitor:
             self._losses.append(float(loss))
         self._arrive(everything=False)
         config = self.config
-        return MetricsResult(lambda: _row_reading(track, np.concatenate([_host(row) for row in rows]), config))
+        return MetricsResult(lambda: row_reading(track, np.concatenate([_host(row) for row in rows]), config))
 
     def _arrive(self, *, everything: bool) -> None:
         """Take what reached the host; of a track that ended, too."""
         if self._track is None:
             return
         for row in self._track.arrived(everything=everything):
-            reading = _group_reading(self._track, row, 0, self.config)
-            self._tally.add(reading["delta"], _row_phase(reading, self.config))
+            reading = group_reading(self._track, row, 0, self.config)
+            self._tally.add(reading["delta"], row_phase(reading, self.config))
 
     # -- afterwards -------------------------------------------------------------------------------------------------
 
@@ -191,8 +192,9 @@ class PhaseMonitor:
         if self._track is None or not self._track.num_steps:
             return MetricsResult(lambda: NOTHING)
         self._arrive(everything=True)
+        losses = np.array([float(loss) for loss in self._losses])
         with np.errstate(all="ignore"):  # numbers near the ends of their range become NaN or Inf, without a word
-            reading = self._full_reading(self._track)
+            reading = full_reading(self._track, self._entries, losses[np.isfinite(losses)], self.config)
         if self.config.core.enable_logging and reading.phase is not self._logged:
             logger.info("phase monitor, step %d: %s", self.step_count, reading.phase.name)
             self._logged = reading.phase
@@ -228,35 +230,6 @@ class PhaseMonitor:
         """Bytes that are held between steps; it does not grow once the window is full."""
         return self._track.num_bytes() if self._track is not None else 0
 
-    def _full_reading(self, track: Track) -> Reading:
-        config, literal = self.config, self.config.core.mode == "seed"
-        names = SEED_NAMES if literal else NAMES
-        values = list(host_values(track.arrange(self._entries), track.groups.pieces, everything=literal))
-        losses = np.array([float(loss) for loss in self._losses])
-        losses = losses[np.isfinite(losses)]
-        samples = track.samples()
-        metrics, phases = [], []
-        for group, members in enumerate(track.groups.members):
-            if group == 1 and literal:  # Neurothermo knows no layers
-                break
-            mine = [values[i] for i in members]
-            state = track.state(group)
-            if not all(np.isfinite(v.flat).all() for v in mine):
-                state = replace(state, delta=math.nan)
-            found = describe.weight_metrics(mine, config.thresholds, literal=literal)
-            window = track.window(group, samples, losses)
-            found |= describe.window_metrics(window, config.thresholds, literal=literal)
-            found |= describe.state_metrics(state, config.thresholds, literal=literal)
-            metrics.append({name: found.get(name, math.nan) for name in names})
-            phases.append(_full_phase(metrics[-1], state, config))
-        layers = track.groups.names[1 : len(metrics)]
-        return Reading(
-            metrics[0],
-            dict(zip(layers, metrics[1:], strict=True)),
-            phases[0],
-            dict(zip(layers, phases[1:], strict=True)),
-        )
-
 
 def create_monitor(model: nn.Module | None = None, window_size: int = 50) -> PhaseMonitor:
     """A `PhaseMonitor` of the model, or of arrays given to `step_manual`.
@@ -273,46 +246,11 @@ def create_monitor(model: nn.Module | None = None, window_size: int = 50) -> Pha
     return PhaseMonitor(model, window_size=window_size)
 
 
+def _observed(observer: Observer) -> nn.Module:
+    """What an observer looks at; several models as one, their layers numbered."""
+    model = observer.model
+    return model if isinstance(model, nn.Module) else nn.ModuleList(model)
+
+
 def _host(row: Tensor) -> Array:
     return row.cpu().to(torch.float64).numpy()
-
-
-def _row_reading(track: Track, row: Array, config: PhaseConfig) -> Reading:
-    """What one step tells."""
-    found = [_group_reading(track, row, group, config) for group in range(len(track.groups.names))]
-    phases = [_row_phase(metrics, config) for metrics in found]
-    layers = track.groups.names[1:]
-    return Reading(
-        found[0], dict(zip(layers, found[1:], strict=True)), phases[0], dict(zip(layers, phases[1:], strict=True))
-    )
-
-
-def _group_reading(track: Track, row: Array, group: int, config: PhaseConfig) -> dict[str, float]:
-    delta = track.history.reduce(row, "delta", group)
-    found = {
-        "delta": delta,
-        "alpha": describe.alpha_of(delta, config.thresholds),
-        "health": describe.health_of(delta, config.thresholds),
-    }
-    if config.core.mode != "seed":
-        found["lattice_order"] = track.history.reduce(row, "order", group)
-    return found
-
-
-def _row_phase(metrics: Mapping[str, float], config: PhaseConfig) -> Phase:
-    if config.core.mode == "seed":
-        return seed_phase(metrics["delta"], config.thresholds)
-    return structural_phase(metrics["lattice_order"], config.thresholds, finite=math.isfinite(metrics["delta"]))
-
-
-def _full_phase(metrics: Mapping[str, float], state: describe.State, config: PhaseConfig) -> Phase:
-    if config.core.mode == "seed":
-        return seed_phase(metrics["delta"], config.thresholds)
-    return structural_phase(
-        metrics["lattice_order"],
-        config.thresholds,
-        finite=math.isfinite(metrics["delta"]),
-        spectral_r=metrics["spectral_r"],
-        berry_phase=metrics["berry_phase_total"] if state.has_complex else math.nan,
-        overlap=state.path.overlap,
-    )
