@@ -269,12 +269,11 @@ def test_rows_that_are_not_finite_are_an_alert_and_no_error() -> None:
 
 
 def test_each_criterion_is_strict() -> None:
-    p, s = [[0.0, 0.0], [1.0, 1.0]], [[0.0, 0.0], [math.sqrt(2), math.sqrt(2)]]
+    p, s = [[0.0, 0.0], [1.0, 1.0]], [[0.0, 0.0], [2.0, 0.0]]
     found = compute_collapse_metrics(p, s, kl_reg=10)
-    assert found.pred_var_per_dim == pytest.approx(0.5 * found.target_var_per_dim)
+    assert (found.pred_var_per_dim, found.target_var_per_dim) == (0.25, 0.5)
     initial = 2 * found.pairwise_pred_dist_mean
-    limits = CollapseThresholds(pred_var_to_target_var=0.49)
-    assert detect_collapse(found, thresholds=limits, initial_pairwise_pred_dist_mean=initial) == ()
+    assert detect_collapse(found, initial_pairwise_pred_dist_mean=initial) == ()
     limits = CollapseThresholds(0.51, 0.51, 9.0)
     alerts = detect_collapse(found, thresholds=limits, initial_pairwise_pred_dist_mean=initial)
     assert [alert.criterion for alert in alerts] == ["pred_var_per_dim", "pairwise_pred_dist_mean", "kl_reg"]

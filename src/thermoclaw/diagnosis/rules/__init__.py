@@ -327,7 +327,7 @@ RULES: tuple[Rule, ...] = (
         "spread and effective rank of the outputs against the first healthy checks, scale",
         f"spread and scale < {representation.COLLAPSED:g} of the first, or scale < {representation.GONE:g}; of joint "
         f"embeddings spread < {representation.ALIKE:g}, HIGH < {representation.ALIKE_HIGH:g}, or rank share < "
-        f"{representation.FEW:g}; at {representation.CHECKS} checks {representation.APART} steps apart",
+        f"{representation.FEW:g}; at checks in a row, {representation.APART} steps apart",
         "Chen and He 2021 (arXiv 2011.10566); RankMe (arXiv 2210.02885)",
     ),
     Rule(

@@ -21,7 +21,7 @@ COLLAPSED, GONE = 0.1, 1e-4  # spread and scale against their baselines; scale a
 ALIKE, ALIKE_HIGH = 0.3, 0.2  # spread against its baseline, of joint embeddings
 FEW = 0.3  # rank share against its baseline, of joint embeddings
 INPUTS_ALIKE = 0.2  # scale of the inputs against its baseline
-CHECKS, APART = 2, 32  # consecutive checks, and steps between the first and the last of them
+APART = 32  # steps between the first and the last check of those in a row that tell
 DEAD, DEAD_BEFORE, DEAD_CHECKS, DEAD_ROWS = 0.7, 0.3, 3, 128
 NON_FINITE = 0.5
 FROM_START_CHECKS, FROM_START_STEPS = 6, 200
@@ -86,7 +86,7 @@ def _lasting(checks: Checks, hit: Mask, confidence: str, after: int) -> Hit | No
             start = -1
             continue
         start = i if start < 0 else start
-        if i - start + 1 >= CHECKS and checks.steps[i] - checks.steps[start] >= APART:
+        if checks.steps[i] - checks.steps[start] >= APART:
             return start, i, confidence
     return None
 
