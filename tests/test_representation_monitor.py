@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import io
 import logging
 import math
 import runpy
@@ -168,6 +169,23 @@ def test_the_hook_goes_with_remove_close_and_the_observer() -> None:
     assert hooks() == 0
 
 
+def test_copies_of_a_watched_module_are_not_looked_at_and_it_can_be_pickled() -> None:
+    model = Small()
+    observer, handle = train(model, watch=lambda o: o.watch(model.encoder), steps=3, batch=256)
+    read = torch.load(io.BytesIO(pickled(model)), weights_only=False)
+    for other in (copy.deepcopy(model), read):  # an exponential average, say
+        other(torch.randn(256, 8))
+        assert handle.num_checks == 3
+    model(torch.randn(256, 8))
+    assert [event["step"] for event in events(observer)] == [1, 2, 3, 4]
+
+
+def pickled(model: nn.Module) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(model, buffer)
+    return buffer.getvalue()
+
+
 def test_an_error_is_said_once_and_training_goes_on(caplog: pytest.LogCaptureFixture) -> None:
     model = Small()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -315,8 +333,6 @@ def test_a_saved_record_has_the_checks_and_a_run_goes_on(tmp_path: Path) -> None
     again = Record.load(observer.save(tmp_path / "run"))
     assert checks_of(again)[0].steps.tolist() == [1, 2, 3, 4, 5]
     other = copy.deepcopy(model)
-    for module in other.modules():
-        module._forward_hooks.clear()
     on = Observer(other, torch.optim.AdamW(other.parameters(), lr=1e-3), strict=True)
     on.load_state_dict(observer.state_dict())
     assert len(events(on)) == 5

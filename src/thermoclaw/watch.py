@@ -59,6 +59,31 @@ def steps_made(attachment: Any) -> int:
     return made
 
 
+class _Hook:
+    """Calls a watch for as long as it lives. In a copy of the module, or one that was pickled, it is idle."""
+
+    def __init__(self, watch: Watch) -> None:
+        self._watch = weakref.ref(watch)
+
+    def __call__(self, _: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if torch.compiler.is_compiling():  # inside of a graph nothing may be added; this line is compiled away
+            return
+        watch = self._watch()
+        if watch is not None:
+            watch._see(args, output)
+
+    def __reduce__(self) -> tuple[Callable[[], Callable[..., None]], tuple[()]]:
+        return _idle, ()
+
+
+def _idle() -> Callable[..., None]:
+    return _nothing
+
+
+def _nothing(*_: Any) -> None:
+    """The hook of a copy."""
+
+
 class Watch:
     """What `Observer.watch` returns: a forward hook on one module. `remove()` takes it off.
 
@@ -84,16 +109,7 @@ class Watch:
         self._features = features
         self._is_off = self._is_told = self._has_fired = False
         self._module = weakref.ref(module)
-        me = weakref.ref(self)
-
-        def hook(_: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            if torch.compiler.is_compiling():  # inside of a graph nothing may be added; this line is compiled away
-                return
-            watch = me()
-            if watch is not None:
-                watch._see(args, output)
-
-        self._handle = module.register_forward_hook(hook)
+        self._handle = module.register_forward_hook(_Hook(self))
         self._finalizer = weakref.finalize(self, self._handle.remove)
 
     @property
