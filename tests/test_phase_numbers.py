@@ -200,6 +200,26 @@ def test_the_gram_matrix_has_the_spectrum_of_the_covariance() -> None:
     np.testing.assert_allclose(spectra.gram_spectrum(spectra.centered(g)), slow[:11])
 
 
+@pytest.mark.parametrize("scale", [1e-140, 1e140])
+def test_spectra_know_no_scale(scale: float) -> None:
+    deviations = spectra.centered(gradients())
+    found = spectra.gram_spectrum(scale * deviations)
+    np.testing.assert_allclose(found / scale**2, spectra.gram_spectrum(deviations))
+    np.testing.assert_allclose(
+        spectra.correlation_spectrum(scale * deviations), spectra.correlation_spectrum(deviations)
+    )
+
+
+@pytest.mark.parametrize("scale", [1e-200, 1e200])
+def test_spectra_beyond_the_range_of_numbers_are_no_error(scale: float) -> None:
+    deviations = scale * spectra.centered(gradients())
+    with np.errstate(all="ignore"):
+        found = spectra.gram_spectrum(deviations)
+        assert not math.isfinite(spectra.condition_number(found))
+        assert not math.isfinite(spectra.participation_ratio(found))
+        assert len(spectra.correlation_spectrum(deviations)) == 11
+
+
 def test_the_gram_matrix_has_the_spectrum_of_the_correlations() -> None:
     g = gradients()
     slow = np.linalg.eigvalsh(np.corrcoef(g.T))[::-1]

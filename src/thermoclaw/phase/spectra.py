@@ -37,7 +37,7 @@ def centered(gradients: Array) -> Array:
 
 def gram_spectrum(deviations: Array) -> Array:
     """Non-zero eigenvalues of the sample covariance (T − 1 in the denominator), largest first."""
-    steps, scale = len(deviations), float(np.abs(deviations).max(initial=0.0))
+    steps, scale = len(deviations), np.abs(deviations).max(initial=0.0)
     if steps < 2 or not 0 < scale < math.inf:
         return np.empty(0)
     scaled = deviations / scale
@@ -47,10 +47,12 @@ def gram_spectrum(deviations: Array) -> Array:
 
 def correlation_spectrum(deviations: Array) -> Array:
     """Non-zero eigenvalues of the correlation matrix of the coordinates; those that never vary are left out."""
-    if len(deviations) < 2:
+    scale = np.abs(deviations).max(initial=0.0)
+    if len(deviations) < 2 or not 0 < scale < math.inf:
         return np.empty(0)
+    deviations = deviations / scale
     std = np.sqrt((deviations**2).sum(axis=0) / (len(deviations) - 1))
-    varies = std > RELATIVE * max(float(std.max(initial=0.0)), 1e-300)
+    varies = std > RELATIVE * std.max()
     return gram_spectrum(deviations[:, varies] / std[varies])
 
 
