@@ -28,7 +28,8 @@ def gradient_clipping() -> str:
     heads = ("measure", "clipping against", "difference", "95 % interval", "verdict")
     words = (
         f"{settings['seeds']} seeds, {settings['steps']:,} steps of one example, a rare word in {settings['share']:.0%} "
-        f"of them; {measured['clip_fraction']:.1%} of the steps were clipped. Intervals are Student's, of paired differences."
+        f"of them; {measured['clip_fraction']:.1%} of the steps were clipped. Intervals are Student's, of paired "
+        "differences."
     )
     return "\n".join([words, "", *table(heads, rows)])
 
