@@ -26,8 +26,9 @@ def gradient_clipping() -> str:
         for row in measured["comparison"]
     ]
     heads = ("measure", "clipping against", "difference", "95 % interval", "verdict")
+    share = f"{settings['share']:.0%}"
     words = (
-        f"{settings['seeds']} seeds, {settings['steps']:,} steps of one example, a rare word in {settings['share']:.0%} "
+        f"{settings['seeds']} seeds, {settings['steps']:,} steps of one example, a rare word in {share} "
         f"of them; {measured['clip_fraction']:.1%} of the steps were clipped. Intervals are Student's, of paired "
         "differences."
     )
