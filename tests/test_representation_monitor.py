@@ -155,6 +155,8 @@ def test_the_hook_goes_with_remove_close_and_the_observer() -> None:
     handle.remove()
     handle.remove()
     assert hooks() == 0
+    assert observer._attachment.on_rows == []
+    assert watch_module._watches[observer._attachment] == []
     observer.watch(model.encoder)
     observer.close()
     assert hooks() == 0

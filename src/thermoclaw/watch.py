@@ -124,6 +124,7 @@ class Watch:
     def remove(self) -> None:
         """Take the hook off; checks that are complete stay in the record. More than once is fine."""
         self._close()
+        drop_watch(self._notes.attachment(), self)
 
     def catch_up(self) -> None:
         """Put every complete check into the record. May wait for the device."""
@@ -254,6 +255,13 @@ def add_watch(attachment: Any, watch: Any) -> None:
     """Let an attachment keep what looks at representations for it, and tell it of rows and of the end."""
     _watches.setdefault(attachment, []).append(watch)
     attachment.on_rows.append(watch.on_rows)
+
+
+def drop_watch(attachment: Any, watch: Any) -> None:
+    """Let an attachment forget what was added."""
+    if attachment is not None:
+        _watches[attachment] = [other for other in _watches.get(attachment, ()) if other is not watch]
+        attachment.on_rows = [tell for tell in attachment.on_rows if tell != watch.on_rows]
 
 
 def catch_up(attachment: Any) -> None:
