@@ -1,9 +1,8 @@
-"""Make the pictures that the pages on Lightning and Accelerate show: what their examples leave.
+"""Make the pictures that the pages on the Trainer, Lightning and Accelerate show: what their examples leave.
 
     python docs/integration_pictures.py
 
-Writes docs/images/lightning_dashboard.png and docs/images/accelerate_dashboard.png, and prints the console lines that
-the pages quote. Half a minute on two cores.
+Writes docs/images/NAME_dashboard.png for each, and prints the console lines that the pages quote. A minute on two cores.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 RUNS = {
+    "huggingface": ["huggingface_trainer.py", "--weight-decay", "5"],
     "lightning": ["lightning_trainer.py", "--epochs", "12"],
     "accelerate": ["accelerate_loop.py", "--lr", "2"],
     "": ["lightning_trainer.py", "--lr", "0.1", "--early-stop", "HIGH"],
