@@ -2,7 +2,8 @@
 
     python docs/integration_pictures.py
 
-Writes docs/images/NAME_dashboard.png for each, and prints the console lines that the pages quote. A minute on two cores.
+Writes docs/images/NAME_dashboard.png for each, and prints the console lines that the pages quote. A minute on two
+cores.
 """
 
 from __future__ import annotations
