@@ -115,8 +115,8 @@ def test_whatever_fails_training_goes_on(caplog: pytest.LogCaptureFixture) -> No
     silent, loud = [], []
     for name, places, function in stages:
         caplog.clear()
-        engine._told_broken.clear()
         with pytest.MonkeyPatch.context() as patch, caplog.at_level(logging.WARNING, logger="thermoclaw"):
+            patch.setattr(engine, "_told_broken", set())
             seed_everything(9)
             model = mlp(6, 12, 4)
             optimizer = torch.optim.SGD(model.parameters(), lr=0.05, weight_decay=5.0)

@@ -662,7 +662,7 @@ def test_nothing_grows() -> None:
             gc.collect()
             sizes.append((sys.getallocatedblocks(), one.num_bytes()))
     assert sizes[0][1] == sizes[1][1]
-    assert sizes[1][0] - sizes[0][0] < 200
+    assert sizes[1][0] - sizes[0][0] < 2000  # blocks of the whole process; one a step would be 9,499
     assert one.step_count == 10_000
 
 

@@ -254,6 +254,7 @@ def test_a_broken_rule_says_nothing_and_is_reported(monkeypatch, caplog) -> None
     def broken(record: Record) -> None:
         raise ZeroDivisionError("on purpose")
 
+    monkeypatch.setattr(engine, "_told_broken", set())  # said once in a process
     monkeypatch.setattr(engine, "RULES", (replace(RULES[0], check=broken), *RULES[1:]))
     observer = train(mlp, sgd(0.01, 5.0), 40)
     assert diagnose(observer).findings[0].code == "weight_decay_too_high"
