@@ -31,7 +31,7 @@ import torch
 from torch import Tensor, nn
 
 from thermoclaw import SpikeDetector
-from thermoclaw.detectors.norms import effective_dimension
+from thermoclaw.representation import effective_dimension
 
 WORDS, WIDTH, BOUND, RATE = 4, 16, 1.0, 0.1
 RARE = WORDS - 1

@@ -15,7 +15,6 @@ from tests.conftest import assert_bitwise, mlp, outcome, seed_everything
 from thermoclaw import Observer, SpikeDetector
 from thermoclaw.detectors.norms import (
     clipping,
-    effective_dimension,
     find_spikes,
     norm_stability,
     recommended_max_norm,
@@ -82,23 +81,6 @@ def test_the_bound_is_a_quantile_of_ordinary_steps() -> None:
     assert recommended_max_norm(norms) is None
     norms[700] = 50.0
     assert recommended_max_norm(norms) == pytest.approx(np.quantile(norms[-200:], 0.95))
-
-
-@pytest.mark.parametrize("size", [2, 5, 16])
-def test_effective_dimension_of_equal_directions(size: int) -> None:
-    rows = np.concatenate([np.eye(size), -np.eye(size)])
-    assert effective_dimension(rows) == pytest.approx(size)
-    assert effective_dimension(rows * 1e-9 + 3.0) == pytest.approx(size, rel=1e-4)
-    assert effective_dimension(np.outer(np.arange(4.0), np.ones(size))) == pytest.approx(1.0)
-
-
-def test_effective_dimension_of_what_has_none() -> None:
-    assert math.isnan(effective_dimension(np.ones((4, 3))))
-    assert math.isnan(effective_dimension([[1.0, np.nan], [0.0, 1.0]]))
-    with pytest.raises(ValueError, match="at least two rows"):
-        effective_dimension([1.0, 2.0])
-    random = np.random.default_rng(0).standard_normal((4, 16))
-    assert effective_dimension(random) <= 3.0 + 1e-9  # four rows span three directions
 
 
 def test_norm_stability() -> None:

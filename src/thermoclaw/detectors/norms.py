@@ -173,36 +173,6 @@ def recommended_max_norm(pre_clip_norms: ArrayLike, *, window: int = WINDOW) -> 
     return float(np.quantile(plain, QUANTILE)) if len(plain) else None
 
 
-def effective_dimension(rows: ArrayLike) -> float:
-    """exp H(λ/Σλ) of the eigenvalues of the rows' covariance: over how many directions they spread.
-
-    Args:
-        rows: [N, D], such as an embedding's weights.
-
-    Returns:
-        Between 1 and min(N − 1, D); NaN where a value is not finite or all rows are one.
-
-    Source:
-        Roy and Vetterli 2007 (effective rank, of λ here and not of singular values).
-
-    Example:
-        >>> import numpy as np
-        >>> round(effective_dimension([[1, 0], [-1, 0], [0, 1], [0, -1]]), 6)
-        2.0
-    """
-    values = np.asarray(rows, dtype=np.float64)
-    if values.ndim != 2 or len(values) < 2:
-        raise ValueError(f"effective_dimension takes at least two rows [N, D], not an array of shape {values.shape}")
-    if not np.isfinite(values).all():
-        return float("nan")
-    singular = np.linalg.svd(values - values.mean(axis=0), compute_uv=False) ** 2
-    total = singular.sum()
-    if total <= 0:
-        return float("nan")
-    share = singular[singular > 0] / total
-    return float(np.exp(-(share * np.log(share)).sum()))
-
-
 def norm_stability(param_norms: ArrayLike) -> tuple[float, float]:
     """Standard deviation of the increments of ln ‖θ‖, and the largest |increment| over their median.
 
