@@ -149,7 +149,7 @@ def test_a_folder_that_cannot_be_written_gets_one_line(tmp_path: Path, capsys) -
 
 
 def test_it_runs_as_a_module() -> None:
-    environment = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[1])}
+    environment = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[2])}
     done = subprocess.run(
         [sys.executable, "-m", "thermoclaw", "--version"], env=environment, capture_output=True, text=True, check=True
     )
