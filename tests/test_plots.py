@@ -27,8 +27,9 @@ import thermoclaw.report
 from thermoclaw.quantities import EQUILIBRIUM_BAND, LAYER_COLUMNS, RUN_COLUMNS, TABLE
 from thermoclaw.record import LayerInfo, Record
 from thermoclaw.report import panels, series, style
-from thermoclaw.report.lettering import clean, number, short_names, text_width
+from thermoclaw.report.lettering import clean, short_names, text_width
 from thermoclaw.report.plots import compare, plot_dashboard, plot_entropy_split
+from thermoclaw.wording import number
 
 GPT = (
     LayerInfo("transformer.wte", "embedding", 3200),

@@ -14,7 +14,7 @@ import numpy as np
 from thermoclaw.quantities import R_IE_CAP, Array
 from thermoclaw.record import Record
 from thermoclaw.report import panels, style
-from thermoclaw.report.lettering import clean, number
+from thermoclaw.report.lettering import clean
 from thermoclaw.report.series import (
     median_over_layers,
     parting,
@@ -23,6 +23,7 @@ from thermoclaw.report.series import (
     smoothing_width,
     sum_over_layers,
 )
+from thermoclaw.wording import number
 
 WIDTH_IN, LEFT_IN, COLUMN_IN, RIGHT_IN = 11.0, 0.82, 4.35, 6.1
 TOP_IN, ROW_IN, GAP_IN, TABLE_LINE_IN = 1.15, 1.55, 0.5, 0.24

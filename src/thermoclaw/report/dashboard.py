@@ -18,9 +18,10 @@ import numpy as np
 from thermoclaw.record import Record
 from thermoclaw.report import dashboard_panels as draw_panel
 from thermoclaw.report import panels, style
-from thermoclaw.report.lettering import clean, number
+from thermoclaw.report.facts import run_facts
+from thermoclaw.report.lettering import clean
 from thermoclaw.report.marks import STRIP_LINE_IN, Mark, finding_strip, make_marks, mark_steps, number_marks
-from thermoclaw.report.series import make_bins, smooth, smoothing_width
+from thermoclaw.report.series import make_bins
 
 WIDTH_IN, LEFT_IN, COLUMN_IN, RIGHT_IN = 11.0, 0.78, 4.05, 6.22
 TOP_ROW_IN, ROW_IN, BOTTOM_ROW_IN, GAP_IN = 1.95, 1.3, 2.1, 0.48
@@ -132,30 +133,3 @@ def _page_head(figure: Any, record: Record, marks: Sequence[Mark], listed: Seque
     if len(marks) > len(listed):
         more = f"and {len(marks) - len(listed)} more in the report"
         style.write(figure, LEFT_IN + 0.3, 0.86 + STRIP_LINE_IN * len(listed), more, color=style.SOFT)
-
-
-def run_facts(record: Record) -> str:
-    """A run in one line: layers, parameters, steps, and how the loss went."""
-    num_params = sum(layer.num_params for layer in record.layers)
-    num_layers = len(record.layers)
-    facts = [record.optimizer] if record.meta.get("optimizer") else []
-    facts.append(f"{num_layers:,} layer{'s' if num_layers != 1 else ''}")
-    for size, suffix in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if num_params >= size:
-            facts.append(f"{num_params / size:.3g}{suffix} parameters")
-            break
-    else:
-        facts.append(f"{num_params} parameters")
-    if not len(record):
-        return " · ".join([*facts, "no steps recorded"])
-    facts.append(steps_text(record.steps[0], record.steps[-1]))
-    mean = smooth(record["loss"], smoothing_width(len(record)))
-    good = mean[np.isfinite(mean)]
-    if len(good) > 1:
-        facts.append(f"loss {number(good[0])} → {number(good[-1])}")
-    return " · ".join(facts)
-
-
-def steps_text(first: float, last: float) -> str:
-    """A range of steps in words."""
-    return f"steps {first:,.0f}–{last:,.0f}" if first != last else f"step {first:,.0f}"

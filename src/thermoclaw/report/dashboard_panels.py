@@ -12,7 +12,7 @@ import numpy as np
 from thermoclaw.quantities import R_IE_CAP, TABLE, Array
 from thermoclaw.record import Record
 from thermoclaw.report import panels, style
-from thermoclaw.report.lettering import clean, number
+from thermoclaw.report.lettering import clean
 from thermoclaw.report.series import (
     bin_mean,
     by_type,
@@ -25,6 +25,7 @@ from thermoclaw.report.series import (
     smoothing_width,
     sum_over_layers,
 )
+from thermoclaw.wording import number
 
 # -- left column: the run -------------------------------------------------------------------------------------------
 

@@ -13,7 +13,8 @@ import numpy as np
 
 from thermoclaw.record import Record
 from thermoclaw.report import dashboard_panels, panels, style
-from thermoclaw.report.dashboard import MAX_LISTED, run_facts
+from thermoclaw.report.dashboard import MAX_LISTED
+from thermoclaw.report.facts import run_facts
 from thermoclaw.report.lettering import clean, plain, text_width
 from thermoclaw.report.marks import STRIP_LINE_IN, finding_strip, make_marks, mark_steps, number_marks
 from thermoclaw.report.series import make_bins

@@ -99,27 +99,3 @@ def short_names(names: Sequence[str], *, width: float, size: float) -> list[str]
 
 def _begins(name: str, head: str) -> bool:
     return name.removeprefix("…").startswith(head + ".")
-
-
-_SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
-
-
-def number(value: float) -> str:
-    """A number in three significant digits, with a power of ten where it needs one.
-
-    Example:
-        >>> number(0.25), number(1e-7), number(float("nan"))
-        ('0.25', '10⁻⁷', '–')
-    """
-    if math.isnan(value):
-        return "–"
-    if math.isinf(value):
-        return "∞" if value > 0 else "−∞"
-    if value == 0:
-        return "0"
-    mantissa, exponent = f"{value:.1e}".split("e")
-    if 1e-4 <= abs(value) < 1e4:
-        return f"{value:.3g}".replace("-", "−") if abs(value) < 1000 else f"{value:,.0f}".replace("-", "−")
-    power = "10" + str(int(exponent)).translate(_SUPERSCRIPT)
-    lead = mantissa.removesuffix(".0").replace("-", "−")
-    return power if lead == "1" else f"{lead}·{power}"

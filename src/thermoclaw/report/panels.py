@@ -15,7 +15,7 @@ import numpy as np
 from thermoclaw.quantities import TABLE, Array
 from thermoclaw.record import Record
 from thermoclaw.report import style
-from thermoclaw.report.lettering import clean, number, plain, short_names, text_width
+from thermoclaw.report.lettering import clean, plain, short_names, text_width
 from thermoclaw.report.series import (
     SPLIT_PARTS,
     Bins,
@@ -28,6 +28,7 @@ from thermoclaw.report.series import (
     sum_over_layers,
     thin,
 )
+from thermoclaw.wording import number
 
 MAP_BINS = 300
 """Columns of a map at most; longer runs are averaged into so many."""

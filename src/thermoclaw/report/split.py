@@ -13,8 +13,8 @@ import numpy as np
 from thermoclaw.quantities import R_IE_CAP, Array
 from thermoclaw.record import Record
 from thermoclaw.report import panels, style
-from thermoclaw.report.dashboard import run_facts, steps_text
-from thermoclaw.report.lettering import clean, number, short_names
+from thermoclaw.report.facts import run_facts, steps_text
+from thermoclaw.report.lettering import clean, short_names
 from thermoclaw.report.series import (
     SPLIT_PARTS,
     bin_sum,
@@ -27,6 +27,7 @@ from thermoclaw.report.series import (
     split_shares,
     sum_over_layers,
 )
+from thermoclaw.wording import number
 
 WIDTH_IN, LEFT_IN, COLUMN_IN, RIGHT_IN, RIGHT_COLUMN_IN = 11.0, 0.78, 4.3, 7.0, 3.2
 TOP_IN, ROW_IN, GAP_IN, MAP_IN = 1.2, 2.05, 0.62, 2.3

@@ -24,8 +24,25 @@ except ImportError as error:
     raise ImportError("drawing needs matplotlib: pip install 'thermoclaw[viz]'") from error
 
 from thermoclaw.files import atomic_file
+from thermoclaw.report.palette import (
+    CONFIDENCE,
+    FAINT,
+    INK,
+    LINE,
+    OTHER_TYPES,
+    PART_COLORS,
+    PART_LINES,
+    PART_NAMES,
+    RAW,
+    RUN_COLORS,
+    SOFT,
+    TYPE_COLORS,
+    UNDEFINED,
+    WARN,
+    type_color,
+)
 
-# What the other modules of this folder need of matplotlib.
+# What the other modules of this folder need of matplotlib, and the palette.
 __all__ = [
     "BoundaryNorm",
     "Figure",
@@ -38,35 +55,26 @@ __all__ = [
     "Patch",
     "TextPath",
     "font_manager",
+    "CONFIDENCE",
+    "FAINT",
+    "INK",
+    "LINE",
+    "OTHER_TYPES",
+    "PART_COLORS",
+    "PART_LINES",
+    "PART_NAMES",
+    "RAW",
+    "RUN_COLORS",
+    "SOFT",
+    "TYPE_COLORS",
+    "UNDEFINED",
+    "WARN",
+    "type_color",
 ]
 
 DPI = 150
 FORMATS = ("png", "pdf", "svg")
 FONT = "DejaVu Sans"  # comes with matplotlib, so a picture looks the same everywhere
-
-INK = "#222222"
-SOFT = "#666666"
-FAINT = "#E4E4E4"
-RAW = "#9DB4C6"
-LINE = "#0B4F7D"
-WARN = "#D55E00"
-UNDEFINED = "#C4C4C4"
-
-# Okabe and Ito's colors, which people with any kind of color vision tell apart.
-TYPE_COLORS = {
-    "embedding": "#E69F00",
-    "attention": "#0072B2",
-    "mlp": "#009E73",
-    "layernorm": "#CC79A7",
-    "lm_head": "#56B4E9",
-    "generic": "#7A7A7A",
-}
-OTHER_TYPES = ("#8C6D31", "#5E3C99", "#000000")
-RUN_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D31")
-PART_COLORS = {"d_eS": "#8DBBD9", "d_iS_momentum": "#F2D65C", "d_iS_noise": "#A9A9A9", "d_iS_wd": "#D55E00"}
-PART_LINES = {"d_eS": "#4A90BD", "d_iS_momentum": "#C9A400", "d_iS_noise": "#7F7F7F", "d_iS_wd": "#D55E00"}
-PART_NAMES = {"d_eS": "productive", "d_iS_momentum": "momentum", "d_iS_noise": "noise", "d_iS_wd": "decay"}
-CONFIDENCE = {"HIGH": ("#B2182B", "-"), "MEDIUM": ("#A65A00", (0, (5, 2))), "LOW": ("#5A5A5A", (0, (1, 1.5)))}
 
 HOUSE = {
     "font.family": FONT,
@@ -105,14 +113,6 @@ def house_style() -> Iterator[None]:
     """Draw in the house style, whatever the user's matplotlib settings are, and put those back afterwards."""
     with style.context(["default", HOUSE]):
         yield
-
-
-def type_color(ltype: str, types: list[str]) -> str:
-    """The color of a layer type; unknown types get the spare colors in turn."""
-    if ltype in TYPE_COLORS:
-        return TYPE_COLORS[ltype]
-    unknown = [t for t in types if t not in TYPE_COLORS]
-    return OTHER_TYPES[unknown.index(ltype) % len(OTHER_TYPES)]
 
 
 # -- figures --------------------------------------------------------------------------------------------------------

@@ -15,9 +15,10 @@ import numpy as np
 from thermoclaw.quantities import Array
 from thermoclaw.record import Record
 from thermoclaw.report import panels, style
-from thermoclaw.report.dashboard import run_facts
-from thermoclaw.report.lettering import clean, number
+from thermoclaw.report.facts import run_facts
+from thermoclaw.report.lettering import clean
 from thermoclaw.report.series import bin_mean, layer_types, make_bins
+from thermoclaw.wording import number
 
 WIDTH_IN, LEFT_IN, COLUMN_IN, RIGHT_IN = 10.0, 0.85, 3.6, 5.75
 TOP_IN, PANEL_IN, GAP_IN, MAP_IN = 0.75, 2.5, 0.8, 2.2
