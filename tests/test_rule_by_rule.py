@@ -451,6 +451,8 @@ def test_gradients_of_ordinary_size_that_are_gone() -> None:
     finding = heard(run.record(), "no_gradient")
     assert (finding.first_step, finding.raised_step) == (121, 125)
     silent(run.record(), "underflow")
+    zeros = (np.arange(0, 200, 4) >= 120).astype(float)
+    silent(run.probe(grad_zeros=zeros, silent_rows=0.0).record(), "underflow")  # an activation at the end has died
     tiny = Synthetic().set(slice(100, 120), grad_sq=4096 * 1e-14).set(slice(120, None), grad_sq=0.0)
     silent(tiny.record(), "no_gradient")
     assert "underflow" in [f.code for f in run_rules(tiny.record())]

@@ -19,6 +19,7 @@ from torch import Tensor
 from thermoclaw.quantities import LAYER_COLUMNS, RUN_COLUMNS, Array
 from thermoclaw.record import fit_columns
 from thermoclaw.state import StateError, array, count, take
+from thermoclaw.thinning import thinned
 
 LEAST_ROWS, MOST_ROWS = 64, 4096  # of a history
 
@@ -175,8 +176,6 @@ class History:
 
     def _set_capacity(self, capacity: int) -> None:
         self._capacity = max(capacity, LEAST_ROWS)
-        self._head = self._capacity // 8
-        self._recent = self._capacity // 2
 
     def _allocate(self, num_layers: int, dtype: np.dtype) -> None:
         self._order = np.zeros(self._capacity, dtype=np.int64)
@@ -211,12 +210,7 @@ class History:
     def _thin(self) -> None:
         """Thin the middle at its stride, and at a doubled one while that frees less than an eighth of the rows."""
         order = self._order[: self._size]
-        place = np.arange(self._size)
-        protected = (place < self._head) | (place >= self._size - self._recent)
-        keep = protected | (order % self.stride == 0)
-        while keep.sum() > self._capacity - self._capacity // 8:
-            self.stride *= 2
-            keep = protected | (order % self.stride == 0)
+        keep, self.stride = thinned(order, stride=self.stride, capacity=self._capacity)
         kept = np.flatnonzero(keep)
         self._steps[: len(kept)] = self._steps[kept]
         self._order[: len(kept)] = order[kept]
@@ -272,7 +266,15 @@ class History:
 
     def arrays(self, *, start: int | None = None, stop: int | None = None) -> tuple[NDArray[np.int64], Array, Array]:
         """Copies of what is held with start ≤ step < stop: steps [T], layer values [T, L, Q], run values [T, R]."""
+        held = self._span(start, stop)
+        return self._steps[held].copy(), self._layer_values[held].copy(), self._run_values[held].copy()
+
+    def orders(self, *, start: int | None = None, stop: int | None = None) -> NDArray[np.int64]:
+        """Which rows those of `arrays` were, counted from 0 as they came, [T]."""
+        return self._order[self._span(start, stop)].copy()
+
+    def _span(self, start: int | None, stop: int | None) -> slice:
         steps = self._steps[: self._size]
         first = 0 if start is None else int(np.searchsorted(steps, start))
         last = self._size if stop is None else int(np.searchsorted(steps, stop))
-        return steps[first:last].copy(), self._layer_values[first:last].copy(), self._run_values[first:last].copy()
+        return slice(first, last)

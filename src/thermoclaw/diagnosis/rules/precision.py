@@ -98,6 +98,9 @@ def underflow(record: Record) -> Finding | None:
     known = np.isfinite(zeros).any(axis=1) & _sound(view)
     if view.loss is not None:
         known &= ~(np.abs(record.loss) < ZEROS_LEVEL * abs(view.loss.start))  # with the loss gone, so are gradients
+    ended = all_zero(view)
+    if ended is not None and last_gradient(view, ended[0]) > FLUSHED:
+        known[ended[0] :] = False  # what was of ordinary size a step before was not flushed
     probed = np.flatnonzero(known) if big.any() else np.zeros(0, dtype=int)
     if len(probed) < 3:
         return gone
