@@ -191,3 +191,41 @@ def test_the_example_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
     heats = [float(line.split()[1]) for line in lines[1:]]
     assert len(heats) == 3
     assert heats[0] < heats[1]  # a higher rate is a higher temperature
+
+
+def test_a_thermometer_that_was_stopped_has_the_samples_of_one_that_was_not() -> None:
+    def begin() -> tuple[nn.Module, torch.optim.Optimizer, Thermometer]:
+        torch.manual_seed(0)
+        model = nn.Linear(6, 4)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        return model, optimizer, Thermometer(model, optimizer, rows=16)
+
+    def go_on(model: nn.Module, optimizer: torch.optim.Optimizer, thermometer: Thermometer, steps: range) -> None:
+        for step in steps:
+            x = torch.randn(8, 6, generator=torch.Generator().manual_seed(step))
+            optimizer.zero_grad()
+            model(x).square().mean().backward()
+            optimizer.step()
+            thermometer.step()
+
+    whole = begin()
+    go_on(*whole, range(45))
+    model, optimizer, thermometer = begin()
+    go_on(model, optimizer, thermometer, range(20))
+    saved = [part.state_dict() for part in (model, optimizer, thermometer.observer, thermometer)]
+    model, optimizer, thermometer = begin()
+    for part, state in zip((model, optimizer, thermometer.observer, thermometer), saved, strict=True):
+        part.load_state_dict(state)
+    go_on(model, optimizer, thermometer, range(20, 45))
+    assert repr(thermometer.summary()) == repr(whole[2].summary())  # NaN is not itself
+    assert thermometer._path.steps == whole[2]._path.steps
+    assert np.array_equal(thermometer._path.read()[1], whole[2]._path.read()[1])
+
+
+def test_a_thermometer_refuses_samples_of_another_model() -> None:
+    first, second = nn.Linear(2, 2), nn.Linear(3, 3)
+    one = Thermometer(first, torch.optim.SGD(first.parameters(), lr=0.1))
+    two = Thermometer(second, torch.optim.SGD(second.parameters(), lr=0.1))
+    one.step()
+    with pytest.raises(ValueError, match="shape"):
+        two.load_state_dict(one.state_dict())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from thermoclaw.layers import Unit
+from thermoclaw.state import StateError, array, count, counts
 
 
 class SampledPath:
@@ -70,3 +72,22 @@ class SampledPath:
     def read(self) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """Steps and coordinates of the rows, [N] and [N, C]. Waits for the device."""
         return np.array(self.steps, dtype=np.int64), self._rows[: len(self.steps)].double().cpu().numpy()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The rows and how far apart they are. Waits for the device."""
+        return {"stride": self.stride, "steps": list(self.steps), "rows": self._rows[: len(self.steps)].clone()}
+
+    def load_state_dict(self, state: Any) -> None:
+        """Go on from what `state_dict` gave.
+
+        Raises:
+            StateError: it is damaged, or has rows of another model or other settings.
+        """
+        steps, stride = counts(state, "steps"), count(state, "stride")
+        rows = array(state, "rows", len(steps), len(self.layers), dtype=np.float32)
+        if len(steps) > self._limit or stride < 1:
+            raise StateError(
+                f"it has {len(steps)} samples at a stride of {stride}, and there is room for {self._limit}"
+            )
+        self.steps, self.stride = steps, stride
+        self._rows[: len(steps)] = torch.from_numpy(rows).to(self._home)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from thermoclaw import checkpoint
 from thermoclaw.detectors.diffusion import (
     UNKNOWN,
     Array,
@@ -22,6 +23,7 @@ from thermoclaw.detectors.equilibrium import Equilibrium, circulation, drifting_
 from thermoclaw.detectors.sampled import SampledPath
 from thermoclaw.observer import Observer, observer_for
 from thermoclaw.record import Record
+from thermoclaw.state import take
 
 BLOCKS, LEAST_ROWS = 8, 16
 SIGNAL, NOISE = 0.5, 0.9  # noise shares below which gradients lead, and above which they shake
@@ -110,6 +112,18 @@ class Thermometer:
     def record(self) -> Record:
         """The observer's record."""
         return self.observer.record()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The samples taken so far, for a checkpoint; the observer's state is its own. Waits for the device."""
+        return checkpoint.pack("Thermometer", {"path": self._path.state_dict()})
+
+    def load_state_dict(self, state: Any) -> None:
+        """Go on from what `state_dict` returned, before the first step.
+
+        Raises:
+            StateError: (a ValueError) it is damaged, from a newer version, or of another model or other settings.
+        """
+        self._path.load_state_dict(take(checkpoint.unpack("Thermometer", state), "path", dict))
 
     # -- what it shows ----------------------------------------------------------------------------------------------
 
