@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))  # whoever loads this f
 import causal_tables
 import clipping_tables
 import cost_tables
+import extras
 import phase_tables
 import preflight_tables
 import representation_tables
@@ -103,6 +104,7 @@ def demo() -> str:
 PARTS: dict[str, Callable[[], str]] = {
     "quantities": quantities,
     "demo": demo,
+    "extras": extras.extras,
     "scalars": scalars,
     **causal_tables.PARTS,
     **clipping_tables.PARTS,

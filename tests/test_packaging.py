@@ -1,17 +1,13 @@
-"""The package as a whole: what importing it loads, what it ships, that nothing public goes undocumented, and that the
-examples of README and documentation run.
-"""
+"""The package as a whole: what importing it loads and what it ships."""
 
 from __future__ import annotations
 
-import importlib.util
 import re
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
 from importlib.metadata import version
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 from packaging.requirements import Requirement
@@ -27,7 +23,6 @@ else:
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-PAGES = [*ROOT.glob("README.md"), *sorted(ROOT.glob("docs/*.md"))]
 
 
 # -- what importing it loads -------------------------------------------------------------------------------------------
@@ -141,105 +136,3 @@ def test_readme_and_ci_use_the_same_commands() -> None:
         assert re.search(re.escape(install) + r"(\n| && )pytest$", text, flags=re.MULTILINE)
     assert f"pip install --quiet {install.removeprefix('pip install ')}" in ci
     assert re.search(r"^tests\(\) { run pytest ", ci, flags=re.MULTILINE)
-
-
-# -- nothing public goes undocumented ----------------------------------------------------------------------------------
-
-PUBLIC = [name for name in thermoclaw.__all__ if not name.startswith("__")]
-
-
-def missing_from_page(names: Iterable[str], page: str) -> list[str]:
-    """Names that the API page has no entry for."""
-    entries = {path.rpartition(".")[2] for path in re.findall(r"^::: ([\w.]+)$", page, flags=re.MULTILINE)}
-    return [name for name in names if name not in entries]
-
-
-@pytest.mark.parametrize("name", PUBLIC)
-def test_public_names_have_a_docstring(name: str) -> None:
-    doc = getattr(thermoclaw, name).__doc__
-    assert doc
-    assert doc.strip()
-
-
-def test_public_names_are_on_the_api_page() -> None:
-    page = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
-    assert PUBLIC
-    assert missing_from_page(PUBLIC, page) == []
-    assert missing_from_page(["Observer"], page.replace("::: thermoclaw.Observer\n", "")) == ["Observer"]
-
-
-def docs_generator() -> ModuleType:
-    """The hook that fills the documentation's generated parts."""
-    spec = importlib.util.spec_from_file_location("docs_generate", ROOT / "docs" / "generate.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_every_quantity_and_alias_is_on_the_quantities_page() -> None:
-    from thermoclaw.quantities import ALIASES, TABLE
-
-    page = docs_generator().fill((ROOT / "docs" / "quantities.md").read_text(encoding="utf-8"))
-    assert [name for name in TABLE if f"### `{name}`" not in page] == []
-    assert [alias for alias in ALIASES if f"`{alias}`" not in page] == []
-
-
-def test_every_rule_is_on_the_recommendations_page() -> None:
-    from thermoclaw.diagnosis.rules import RULES
-
-    page = docs_generator().fill((ROOT / "docs" / "recommendations.md").read_text(encoding="utf-8"))
-    assert [rule.code for rule in RULES if f"### `{rule.code}`" not in page] == []
-
-
-def test_an_unknown_part_fails_the_documentation_build() -> None:
-    with pytest.raises(KeyError, match="quantties"):
-        docs_generator().fill("<!-- generate: quantties -->")
-
-
-# -- figures come from measured files ----------------------------------------------------------------------------------
-
-FIGURES = re.compile(r"<!-- figures: (\w+) -->\n\n(.*?)\n\n<!-- end -->", flags=re.DOTALL)
-
-
-def stale_figures(text: str) -> list[str]:
-    """Names of the tables that do not say what the measured files say."""
-    parts = docs_generator().PARTS
-    return [name for name, body in FIGURES.findall(text) if body != parts[name]()]
-
-
-def test_figures_of_the_readme_are_the_measured_ones() -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert [name for name, _ in FIGURES.findall(text)] == ["demo", "detection", "overhead"]
-    assert stale_figures(text) == []
-    assert stale_figures(re.sub(r"(\d) ×", r"1\1 ×", text)) == ["overhead"]
-
-
-# -- the examples run --------------------------------------------------------------------------------------------------
-
-BLOCK = re.compile(r"(^<!-- not run: .+ -->\n+)?^```python\n(.*?)^```$", flags=re.MULTILINE | re.DOTALL)
-
-
-def python_blocks(text: str) -> Iterator[tuple[int, str]]:
-    """Line number and source of every Python example that is not marked `<!-- not run: reason -->`."""
-    for match in BLOCK.finditer(text):
-        if match[1] is None:
-            yield text.count("\n", 0, match.start(2)), match[2]
-
-
-@pytest.mark.parametrize(
-    "path", [p for p in PAGES if "```python" in p.read_text(encoding="utf-8")], ids=lambda p: p.name
-)
-def test_examples_of_a_page_run_in_order(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("MPLBACKEND", "Agg")
-    namespace: dict[str, object] = {"__name__": "__main__"}
-    for line, source in python_blocks(path.read_text(encoding="utf-8")):
-        code = compile("\n" * line + source, str(path), "exec")
-        exec(code, namespace)
-
-
-def test_examples_are_found_with_their_lines() -> None:
-    page = "a\n```python\nb\n```\n<!-- not run: why -->\n```python\nc\n```\n```bash\nd\n```\n```python\ne\n```\n"
-    assert list(python_blocks(page)) == [(2, "b\n"), (12, "e\n")]
