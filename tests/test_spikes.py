@@ -154,7 +154,7 @@ def test_words_ask_for_a_bound_where_one_would_help() -> None:
     detector.max_norm = None
     assert "2 gradient spikes" in detector.get_recommendations()[0]
     detector.max_norm = 1e-3
-    assert "cuts 100% of the steps" in detector.get_recommendations()[0]
+    assert "cut 100% of 100 steps" in detector.get_recommendations()[0]
 
 
 def test_no_step_waits_and_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

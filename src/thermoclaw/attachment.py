@@ -30,6 +30,7 @@ from thermoclaw.measure.sharded import PeerFailed
 from thermoclaw.partition import Partition
 from thermoclaw.record import Record
 from thermoclaw.state import StateError, count, take, text, untext
+from thermoclaw.testimony import Witnesses
 from thermoclaw.version import __version__
 
 logger = logging.getLogger("thermoclaw")
@@ -103,6 +104,7 @@ class Attachment:
         self.events: list[dict[str, Any]] = []
         self.on_alarm: list[Callable[[Finding], None]] = []
         self.on_rows: list[Callable[[bool], None]] = []  # told when rows reached the host, and once at the end
+        self.witnesses = Witnesses()
         self._told_step = 0
         self.model, self._optimizer = model, optimizer
         self._next_check = check_interval(0)

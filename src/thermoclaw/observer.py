@@ -25,6 +25,7 @@ from thermoclaw.quantities import R_IE_CAP
 from thermoclaw.record import Record
 from thermoclaw.snapshot import Snapshot, StepHistory, snapshot_dict
 from thermoclaw.state import count, take, text, untext
+from thermoclaw.testimony import Witness
 from thermoclaw.watch import DEFAULT_ROWS, Watch, catch_up, watch_module
 
 _REFUSED = {
@@ -349,6 +350,10 @@ class Observer:
         self._attachment.advance()
         return self._attachment.meter.num_calls
 
+    def hear(self, witness: Witness) -> None:
+        """For detectors: what `witness.findings(record)` says joins each `record()`, and so every diagnosis."""
+        self._attachment.witnesses.add(witness)
+
     def rows_measured(self) -> int:
         """For detectors: rows written so far, steps that a loss scaler refused included. Never waits."""
         return self._attachment.meter.num_calls
@@ -454,7 +459,7 @@ class Observer:
         """Everything measured so far, as a frozen `Record`. Waits for the device."""
         self._attachment.catch_up()
         catch_up(self._attachment)
-        return self._attachment.record()
+        return self._attachment.witnesses.heard(self._attachment.record())
 
     @property
     def global_step(self) -> int:

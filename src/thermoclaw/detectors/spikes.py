@@ -19,6 +19,8 @@ from thermoclaw.detectors.norms import (
     norm_stability,
     recommended_max_norm,
 )
+from thermoclaw.detectors.wordings import outliers, steps_of_one_length
+from thermoclaw.diagnosis.finding import Finding
 from thermoclaw.observer import Observer, observer_for
 from thermoclaw.record import Record
 
@@ -75,6 +77,7 @@ class SpikeDetector:
         self.max_norm, self.window = max_norm, window
         self._waiting: list[tuple[int, Tensor]] = []
         self._stacks: deque[tuple[Array, Tensor]] = deque(maxlen=KEPT)
+        self.observer.hear(self)
 
     def step(self, pre_clip_norm: float | Tensor | None = None) -> None:
         """Take the norm before clipping of the step just made; never waits for the device.
@@ -119,12 +122,16 @@ class SpikeDetector:
         steps = np.concatenate([steps for steps, _ in self._stacks])
         return steps, np.concatenate([stack.cpu().double().numpy() for _, stack in self._stacks])
 
-    def norms(self) -> tuple[Array, Array]:
-        """Steps and norms that spikes are looked for in: those before clipping where they were given. Waits."""
+    def norms(self, record: Record | None = None) -> tuple[Array, Array]:
+        """Steps and norms that spikes are looked for in: those before clipping where they were given. Waits.
+
+        Args:
+            record: whose norms to take otherwise; the observer's own by default.
+        """
         steps, norms = self.pre_clip_norms()
         if len(norms):
             return steps, norms
-        record = self.record()
+        record = self.record() if record is None else record
         return record["step"], np.sqrt(np.nansum(record["grad_sq"], axis=1))
 
     @property
@@ -172,23 +179,28 @@ class SpikeDetector:
             "weight_norm_largest_jump": jump,
         }
 
+    def findings(self, record: Record | None = None) -> list[Finding]:
+        """What clipping and spikes ask for, at LOW confidence; every `diagnose` of the observer has it too. Waits.
+
+        Args:
+            record: of the run; the observer's own by default.
+        """
+        steps, norms = self.norms(record)
+        told, spikes = self.clipping, find_spikes(norms, steps, window=self.window)
+        found = []
+        if told is not None and told.band == "normalizing":
+            found.append(steps_of_one_length(told, steps))
+        bound = recommended_max_norm(norms, window=self.window)
+        if bound is not None and (self.max_norm is None or self.max_norm > 2 * bound):
+            found.append(outliers(spikes, bound, int(steps[-1])))
+        return found
+
     def get_recommendations(self) -> list[str]:
         """What to do about clipping, in words; empty where nothing asks for a change. Waits."""
-        told, bound, spikes = self.clipping, self.recommended_max_norm, self.spikes
-        texts = []
-        if told is not None and told.band == "normalizing":
-            texts.append(
-                f"[LOW] Clipping at {told.max_norm:g} cuts {told.fraction:.0%} of the steps: a step is lr × "
-                f"{told.max_norm:g} long whatever the gradient. If that is not meant, raise max_norm, or lower the "
-                "learning rate instead."
-            )
-        if told is not None and told.band == "inactive" and not spikes:
+        told = self.clipping
+        texts = [finding.recommendation for finding in self.findings()]
+        if told is not None and told.band == "inactive" and not self.spikes:
             texts.append(f"[LOW] Clipping at {told.max_norm:g} cut nothing in {told.steps:,} steps: it is not needed.")
-        if bound is not None and (self.max_norm is None or self.max_norm > 2 * bound):
-            texts.append(
-                f"[LOW] {len(spikes)} gradient spikes, the largest {max(s.over_median for s in spikes):.0f} times the "
-                f"median: clip the norm at about {bound:.2g}, which leaves 95 % of the other steps alone."
-            )
         return texts
 
     def plot(self, save_path: str | os.PathLike[str] | None = None, *, show: bool | None = None) -> Any:

@@ -21,12 +21,16 @@ from thermoclaw.detectors.diffusion import (
 )
 from thermoclaw.detectors.equilibrium import Equilibrium, circulation, drifting_share, predicted, rotation
 from thermoclaw.detectors.sampled import SampledPath
+from thermoclaw.detectors.wordings import batch_below_noise_scale, come_to_rest
+from thermoclaw.diagnosis.finding import Finding
 from thermoclaw.observer import Observer, observer_for
 from thermoclaw.record import Record
 from thermoclaw.state import take
 
 BLOCKS, LEAST_ROWS = 8, 16
 SIGNAL, NOISE = 0.5, 0.9  # noise shares below which gradients lead, and above which they shake
+LEAST_STEPS, AT_REST = 200, 0.8  # recorded steps before it has findings, and the share of layers whose norms stay
+RESTS = {"diffusive": "wander at random", "confined": "are held in a bowl", "stuck": "shake on the spot"}
 
 
 @dataclass(frozen=True)
@@ -101,6 +105,7 @@ class Thermometer:
         self.observer = observer_for(model, optimizer, observer, who="Thermometer")
         self.batch_size = batch_size
         self._path = SampledPath(self.observer.units(), points=points, rows=rows, stride=every)
+        self.observer.hear(self)
 
     def step(self) -> None:
         """Take a sample if one is due; call it after `optimizer.step()`. Never waits for the device."""
@@ -155,9 +160,13 @@ class Thermometer:
             motion_word(exponent),
         )
 
-    def fdt_ratio(self) -> dict[str, Estimate]:
-        """X of every layer over the last half of the recorded steps: 1 where its norm is stationary. Waits."""
-        record = _unbroken(self.record())
+    def fdt_ratio(self, record: Record | None = None) -> dict[str, Estimate]:
+        """X of every layer over the last half of the recorded steps: 1 where its norm is stationary. Waits.
+
+        Args:
+            record: of the run; the observer's own by default.
+        """
+        record = _unbroken(self.record() if record is None else record)
         half = record.rows(start=int(record.steps[len(record) // 2])) if len(record) else record
         norms, moves = half["param_sq"], half["update_sq"]
         return {layer.name: fluctuation_dissipation(norms[:, i], moves[:, i]) for i, layer in enumerate(record.layers)}
@@ -265,9 +274,30 @@ class Thermometer:
             "layers": layers,
         }
 
+    def findings(self, record: Record | None = None) -> list[Finding]:
+        """A batch far below the noise scale, a run at rest: of LOW confidence, and in every `diagnose` too. Waits.
+
+        Args:
+            record: of the run; the observer's own by default.
+        """
+        record = self.record() if record is None else record
+        if len(record) < LEAST_STEPS:
+            return []
+        found, half = [], record["step"][len(record) // 2 :]
+        shares = _late(record["noise_share"])
+        share = float(np.median(shares[np.isfinite(shares)])) if np.isfinite(shares).any() else 0.0
+        if self.batch_size is not None and share > NOISE:
+            scale = self.batch_size * share / max(1.0 - share, 1e-3)
+            found.append(batch_below_noise_scale(scale, self.batch_size, share, half))
+        ratios = [ratio for ratio in self.fdt_ratio(record).values() if np.isfinite(ratio.value)]
+        still, motion = sum(ratio.holds(1.0) for ratio in ratios), self.diffusion().motion
+        if ratios and still >= AT_REST * len(ratios) and motion in RESTS:
+            found.append(come_to_rest(still, len(ratios), RESTS[motion], half))
+        return found
+
     def get_recommendations(self) -> list[str]:
-        """Nothing to act on: a thermometer tells and does not accuse. `verdict` has the words."""
-        return []
+        """The findings as strings; `verdict` has the rest in words. Waits."""
+        return [finding.recommendation for finding in self.findings()]
 
     def plot(self, save_path: str | os.PathLike[str] | None = None, *, show: bool | None = None) -> Any:
         """Draw temperature against dissipation, displacement, the ratio and a map (needs the extra `viz`). Waits."""

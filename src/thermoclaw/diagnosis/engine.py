@@ -59,9 +59,13 @@ def run_rules(record: Record) -> list[Finding]:
 
 
 def find(record: Record) -> list[Finding]:
-    """Ranked findings: the record's own rules, and alarms that were raised while it was training."""
+    """Ranked findings: the record's own rules, alarms raised while training, and what detectors beside it say."""
     found = {finding.code: finding for finding in run_rules(record)}
     for event in record.events:
+        if event.get("kind") == "testimony":
+            told = Finding.from_json(event["finding"])
+            known = found.get(told.code, told)
+            found[told.code] = replace(known, evidence={**told.evidence, **known.evidence})
         if event.get("kind") == "alarm":
             alarm = Finding.from_json(event["finding"])
             now = found.get(alarm.code)
