@@ -30,6 +30,7 @@ from thermoclaw.observer import Observer
 from thermoclaw.phase import PhaseConfig, PhaseMonitor, create_monitor
 from thermoclaw.preflight import Preflight, preflight
 from thermoclaw.record import Record, RecordError
+from thermoclaw.runs import load
 from thermoclaw.scheduler import ThermoScheduler
 from thermoclaw.state import StateError
 from thermoclaw.version import __version__
@@ -56,6 +57,7 @@ __all__ = [
     "create_monitor",
     "detect_layer_type",
     "diagnose",
+    "load",
     "log_to",
     "make_param_groups",
     "preflight",

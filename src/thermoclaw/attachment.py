@@ -105,6 +105,8 @@ class Attachment:
         self.on_alarm: list[Callable[[Finding], None]] = []
         self.on_rows: list[Callable[[bool], None]] = []  # told when rows reached the host, and once at the end
         self.witnesses = Witnesses()
+        self.keepers: list[Callable[[bool], None]] = []  # of the run on disk, told after all others
+        self.run_id: str | None = None  # of a run that is kept on disk
         self._told_step = 0
         self.model, self._optimizer = model, optimizer
         self._next_check = check_interval(0)
@@ -319,14 +321,14 @@ class Attachment:
             self.meter.settle()
         with self.meter.own_work():
             self._guard(self._advance)
-        if self.on_rows and not self.failed and not self.meter.is_capturing():
+        if (self.on_rows or self.keepers) and not self.failed and not self.meter.is_capturing():
             last = self.meter.due_step
             if last > self._told_step:
                 self._told_step = last
                 self._tell_rows(closing=False)
 
     def _tell_rows(self, *, closing: bool) -> None:
-        for tell in self.on_rows:
+        for tell in (*self.on_rows, *self.keepers):
             self._tell(tell, closing, given_to="on_rows")
 
     def _advance(self) -> None:
@@ -390,6 +392,7 @@ class Attachment:
             self.events.extend(earlier.events)
             raised = [event["finding"] for event in earlier.events if event.get("kind") == "alarm"]
             self.alarms.extend(Finding.from_json(finding) for finding in raised)
+            self.run_id = record.meta.get("run_id", self.run_id)
         self.events.append({"kind": "resume", "step": step})
         return fits
 
@@ -422,6 +425,7 @@ class Attachment:
             "losses": self._losses,
             "missing": self._missing,
             "is_polled": self.hooks is None,
+            "run_id": self.run_id,
         }
 
     def load_state_dict(self, state: Any) -> None:
@@ -480,6 +484,7 @@ class Attachment:
         if take(state, "is_polled", bool) and self.hooks is not None:  # its hooks were found not to fire
             self.hooks.remove()
             self.hooks = None
+        self.run_id = state.get("run_id") or self.run_id  # earlier versions had none
         return anew
 
     # -- the record -------------------------------------------------------------------------------------------------
@@ -526,6 +531,7 @@ class Attachment:
             "parameter_order": self._parameter_order,
             "outside_optimizer": sorted(layout.unoptimized),
             "failed": self.failed,
+            **({"run_id": self.run_id} if self.run_id is not None else {}),
         }
 
     def close(self) -> None:

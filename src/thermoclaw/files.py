@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -16,24 +16,27 @@ class atomic_file:
 
     def __enter__(self) -> Any:
         folder = self._target.parent
+        self._temp = folder / f".{self._target.name[:40]}.{os.urandom(6).hex()}.part"
+        text = "b" not in self._mode
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            fd, name = tempfile.mkstemp(dir=folder, prefix=f".{self._target.name[:40]}.", suffix=".part")
+            self._handle = open(
+                self._temp,
+                self._mode.replace("w", "x"),
+                newline="" if text else None,
+                encoding="utf-8" if text else None,
+            )
         except OSError as error:
             raise OSError(
                 f"cannot write {self._target}: {error.strerror or error}; choose a folder that can be written"
             ) from error
-        self._temp = Path(name)
-        text = "b" not in self._mode
-        self._handle = os.fdopen(fd, self._mode, newline="" if text else None, encoding="utf-8" if text else None)
         return self._handle
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        self._handle.close()
-        if kind is None:
-            umask = os.umask(0)
-            os.umask(umask)
-            os.chmod(self._temp, 0o666 & ~umask)
-            os.replace(self._temp, self._target)
-        else:
-            self._temp.unlink(missing_ok=True)
+        try:
+            self._handle.close()  # on a full disk, what was buffered may fail only here
+            if kind is None:
+                os.replace(self._temp, self._target)
+        finally:
+            with contextlib.suppress(OSError):
+                self._temp.unlink(missing_ok=True)

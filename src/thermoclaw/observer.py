@@ -7,6 +7,7 @@ import os
 import weakref
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -14,6 +15,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from thermoclaw import checkpoint
+from thermoclaw.arguments import check_at_least, check_budget, check_choice, check_pair, is_main_process, refuse
 from thermoclaw.attach import unwrap
 from thermoclaw.attachment import Attachment, attach, attached_to
 from thermoclaw.diagnosis.finding import Finding
@@ -23,33 +25,11 @@ from thermoclaw.measure.sketch import SIZES
 from thermoclaw.partition import find_partition
 from thermoclaw.quantities import R_IE_CAP
 from thermoclaw.record import Record
+from thermoclaw.runs.keeper import DEFAULT_BYTES, Keeper
 from thermoclaw.snapshot import Snapshot, StepHistory, snapshot_dict
 from thermoclaw.state import count, take, text, untext
 from thermoclaw.testimony import Witness
 from thermoclaw.watch import DEFAULT_ROWS, Watch, catch_up, watch_module
-
-_REFUSED = {
-    "alpha": "σ* is the plain running median now, so a steady layer has r = 1; drop alpha, and widen the band with "
-    "diagnose(..., equilibrium_band=) if you need to",
-    "calib_start": "the baseline is running from the first step; drop calib_start",
-}
-
-
-def check_pair(model: Any, optimizer: Any) -> Any:
-    """The innermost optimizer, after checking that both arguments are what they should be."""
-    models = model if isinstance(model, (list, tuple)) else [model]
-    if not models or not all(isinstance(m, nn.Module) for m in models):
-        raise TypeError(
-            f"the first argument is the model (an nn.Module, or a list of them), not {type(model).__name__}: "
-            "Observer(model, optimizer)"
-        )
-    inner = unwrap(optimizer)
-    if not hasattr(inner, "param_groups") or not callable(getattr(inner, "step", None)):
-        raise TypeError(
-            f"the second argument is the optimizer (with param_groups and step()), not {type(optimizer).__name__}: "
-            "Observer(model, optimizer)"
-        )
-    return inner
 
 
 class Observer:
@@ -70,6 +50,10 @@ class Observer:
         history_bytes: host memory for the recorded rows; when it is full the middle of the run is thinned. By default
             0.03 bytes a parameter, within 4 and 16 MiB.
         sigma_window_size: steps in the running median behind `r`.
+        run_dir: directory that keeps the record on disk while the run goes on, written on a thread of its own by the
+            main process alone; `thermoclaw.load` reads it, also meanwhile. One that holds another run is left alone:
+            this one gets a sibling with a number, and `observer.run_dir` says which.
+        run_bytes: what it may take on disk; when it is full the middle of the run is thinned. 64 MiB by default.
         strict: raise errors of the measurement instead of logging them once and switching off.
         alpha, calib_start: keywords of thermoclaw 0.1.6 that have no meaning any more; other values than the defaults
             are refused.
@@ -77,6 +61,7 @@ class Observer:
     Raises:
         TypeError: an argument is not a model or not an optimizer.
         ValueError: they share no parameter, or a setting is out of range.
+        OSError: `run_dir` cannot be made or written.
 
     Attaching reads each parameter once and may wait for the device; `step` never does.
 
@@ -95,6 +80,8 @@ class Observer:
         (3, ['(root)'])
     """
 
+    _keeper: Keeper | None = None
+
     def __init__(
         self,
         model: nn.Module | Sequence[nn.Module],
@@ -110,21 +97,23 @@ class Observer:
         sketch_size: int = 1021,
         lag: int = 8,
         history_bytes: int | None = None,
+        run_dir: str | os.PathLike[str] | None = None,
+        run_bytes: int = DEFAULT_BYTES,
         strict: bool = False,
     ) -> None:
-        for name, value, default in (("alpha", alpha, 1.2), ("calib_start", calib_start, 200)):
-            if value is not None and value != default:
-                raise ValueError(f"{name}={value!r} is not supported: {_REFUSED[name]}")
+        refuse("alpha", alpha, 1.2)
+        refuse("calib_start", calib_start, 200)
         every = log_every if log_every is not None else every
-        _check_choice("mode", mode, ("sketch", "exact"))
-        _check_choice("sketch_size", sketch_size, SIZES)
-        _check_at_least("every", every, 1)
+        check_choice("mode", mode, ("sketch", "exact"))
+        check_choice("sketch_size", sketch_size, SIZES)
+        check_at_least("every", every, 1)
         if budget is not None:
-            _check_budget(budget, every=every)
-        _check_at_least("lag", lag, 1)
-        _check_at_least("sigma_window_size", sigma_window_size, 4)
+            check_budget(budget, every=every)
+        check_at_least("lag", lag, 1)
+        check_at_least("sigma_window_size", sigma_window_size, 4)
         if history_bytes is not None:
-            _check_at_least("history_bytes", history_bytes, 0)
+            check_at_least("history_bytes", history_bytes, 0)
+        check_at_least("run_bytes", run_bytes, 1)
         inner = check_pair(model, optimizer)
         settings = Settings(mode, sketch_size, every, budget, lag, history_bytes, sigma_window_size)
         if isinstance(model, (list, tuple)):
@@ -141,6 +130,8 @@ class Observer:
         self._seen_rows = self._attachment.meter.num_calls
         self._epoch_history: list[dict[str, Any]] = []
         self._epoch_start = 0
+        if run_dir is not None and is_main_process():
+            self._keeper = Keeper(self._attachment, run_dir, max_bytes=run_bytes)
 
     @classmethod
     def of(cls, model: Any, optimizer: Any) -> Observer:
@@ -191,7 +182,10 @@ class Observer:
         if epoch is None:
             epoch = int(record["epoch"][-1]) if record is not None and len(record) else 0
         self._epoch_start = step
-        return self._attachment.resume(record, step=step, epoch=epoch)
+        fits = self._attachment.resume(record, step=step, epoch=epoch)
+        if self._keeper is not None:
+            self._keeper.go_on()
+        return fits
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that later rows, findings and alarms depend on: put it into the checkpoint of the run.
@@ -249,6 +243,8 @@ class Observer:
         epoch_history = untext(mine, "epoch_history", list)
         self._attachment.load_state_dict(take(whole, "attachment", dict))
         self._seen_rows, self._epoch_start, self._epoch_history = seen_rows, epoch_start, epoch_history
+        if self._keeper is not None:
+            self._keeper.go_on()
 
     # -- in the loop ------------------------------------------------------------------------------------------------
 
@@ -471,6 +467,11 @@ class Observer:
         return meter.intake.start_step + meter.num_calls - meter.intake.num_skipped
 
     @property
+    def run_dir(self) -> Path | None:
+        """The directory that this process keeps the run in; None where it keeps none."""
+        return self._keeper.folder if self._keeper is not None else None
+
+    @property
     def step_history(self) -> StepHistory:
         """The recorded steps as a sequence of dictionaries in the layout of 0.1.6."""
         return StepHistory(self.record())
@@ -589,20 +590,3 @@ def _last(values: Any) -> float | None:
 def _ratio_of_sums(record: Record) -> float | None:
     internal, external = _finite(record["total_d_iS"]).sum(), _finite(record["total_d_eS"]).sum()
     return float(min(internal / external, R_IE_CAP)) if external > 0 else None
-
-
-def _check_choice(name: str, value: Any, choices: Sequence[Any]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name}={value!r}: choose one of {', '.join(map(str, choices))}")
-
-
-def _check_budget(budget: Any, *, every: int) -> None:
-    if isinstance(budget, bool) or not isinstance(budget, (int, float)) or not 0 < budget < 1:
-        raise ValueError(f"budget={budget!r}: give the share of a step's time that measuring may take, such as 0.01")
-    if every != 1:
-        raise ValueError(f"every={every} and budget={budget}: a budget chooses the cadence itself; give one of the two")
-
-
-def _check_at_least(name: str, value: Any, least: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ValueError(f"{name}={value!r}: give a whole number of at least {least}")

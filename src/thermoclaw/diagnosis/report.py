@@ -15,6 +15,7 @@ from thermoclaw.diagnosis.finding import Finding
 from thermoclaw.files import atomic_file
 from thermoclaw.quantities import EQUILIBRIUM_BAND, R_IE_CAP, Array
 from thermoclaw.record import Record
+from thermoclaw.runs.reader import load
 
 _RECENT = 50
 
@@ -82,7 +83,7 @@ def diagnose(
     """Say what is failing, where, since when, why, and what to change.
 
     Args:
-        observer: an `Observer` (or a detector), a `Record`, or the path of a saved record; all give the same report.
+        observer: an `Observer` (or a detector), a `Record`, or the path of a saved record or a run directory.
         splitter: taken for the sake of thermoclaw 0.1.6; its buffers are the observer's, so it adds nothing.
         collapse_detector: likewise.
         equilibrium_band: a layer counts as at equilibrium while |r − 1| is at most this.
@@ -135,7 +136,7 @@ def as_record(source: Any) -> Record:
     if isinstance(source, Record):
         return source
     if isinstance(source, (str, os.PathLike)):
-        return Record.load(source)
+        return load(source)
     record = getattr(source, "record", None)
     if callable(record):
         found = record()

@@ -19,13 +19,14 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from thermoclaw.arguments import check_pair
 from thermoclaw.diagnosis.finding import Finding
 from thermoclaw.diagnosis.report import Report
 from thermoclaw.integrations.accelerator import ACCELERATE, Tap, Trackers, bare, check_supported, measures, say
 from thermoclaw.integrations.checkpoint_file import read_state, write_state
 from thermoclaw.integrations.never_stops import never_stops
 from thermoclaw.integrations.watch import Watch
-from thermoclaw.observer import Observer, check_pair
+from thermoclaw.observer import Observer
 from thermoclaw.state import StateError
 
 logger = logging.getLogger("thermoclaw")

@@ -10,11 +10,11 @@ from typing import Any
 
 from torch import nn
 
+from thermoclaw.arguments import check_pair
 from thermoclaw.attach import unwrap
 from thermoclaw.diagnosis.finding import Finding
 from thermoclaw.layers import lay_out
 from thermoclaw.measure.hyper import read_groups
-from thermoclaw.observer import check_pair
 from thermoclaw.partition import find_partition
 from thermoclaw.preflight.decay import forecast_norms
 from thermoclaw.preflight.guard import Guard
