@@ -484,7 +484,7 @@ class Attachment:
         if take(state, "is_polled", bool) and self.hooks is not None:  # its hooks were found not to fire
             self.hooks.remove()
             self.hooks = None
-        self.run_id = state.get("run_id") or self.run_id  # earlier versions had none
+        self.run_id = take(state, "run_id", str, type(None)) or self.run_id
         return anew
 
     # -- the record -------------------------------------------------------------------------------------------------
