@@ -57,7 +57,7 @@ def thresholds() -> str:
         (
             "`joint_embedding=True`",
             "`representation_collapse` MEDIUM",
-            f"`rank_share` below {rule.FEW:g} of the baseline",
+            f"`rank_share` below {rule.FEW:g} of the baseline, times the factor by which `scale` grew, where it did",
         ),
         (
             "any",

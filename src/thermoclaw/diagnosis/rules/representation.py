@@ -61,10 +61,14 @@ def _direction(checks: Checks, after: int) -> Hit | None:
 
 
 def _rank(checks: Checks, after: int) -> Hit | None:
-    """Dimensional collapse; classifiers do so by themselves, so only of joint embeddings."""
+    """Dimensional collapse; classifiers do so by themselves, so only of joint embeddings.
+
+    Where the outputs have grown, a few directions rose above others that are as large as they ever were.
+    """
     if not checks.joint_embedding:
         return None
-    return _lasting(checks, checks.of_baseline("rank_share") < FEW, "MEDIUM", after)
+    grown = np.maximum(checks.of_baseline("scale"), 1.0)
+    return _lasting(checks, checks.of_baseline("rank_share") * grown < FEW, "MEDIUM", after)
 
 
 def _from_start(checks: Checks, after: int) -> Hit | None:
