@@ -46,6 +46,7 @@ def observe(
     plot_on_end: bool = True,
     mode: str = "sketch",
     every: int = 1,
+    run_dir: str | Path | None = None,
     quiet: bool = False,
     strict: bool = False,
 ) -> Observed:
@@ -62,6 +63,7 @@ def observe(
         plot_on_end: whether to draw the pictures at the end (needs the extra `viz`).
         mode: "sketch" or "exact", as for `Observer`.
         every: keep a row in so many steps, as for `Observer`.
+        run_dir: directory that keeps the record on disk while training, as for `Observer`.
         quiet: print neither alarms nor the report.
         strict: raise errors instead of logging them once and switching off.
 
@@ -102,7 +104,7 @@ def observe(
     observed = Observed(
         accelerator,
         model,
-        functools.partial(_make, model, optimizer, mode=mode, every=every, strict=strict),
+        functools.partial(_make, model, optimizer, mode=mode, every=every, run_dir=run_dir, strict=strict),
         name=name,
         every=log_every,
         split=enable_entropy_split,

@@ -69,6 +69,7 @@ class ThermoclawCallback(TrainerCallback):
         output_dir: folder for the results; the Trainer's own by default.
         early_stop: "HIGH" or "MEDIUM" stops training at the first alarm of at least that confidence.
         mode: "sketch" or "exact", as for `Observer`.
+        run_dir: directory that keeps the record on disk while training, as for `Observer`.
         quiet: print neither alarms nor the report.
         strict: raise errors instead of logging them once and switching off.
 
@@ -91,6 +92,7 @@ class ThermoclawCallback(TrainerCallback):
         *,
         early_stop: str | None = None,
         mode: str = "sketch",
+        run_dir: str | Path | None = None,
         quiet: bool = False,
         strict: bool = False,
     ) -> None:
@@ -101,7 +103,7 @@ class ThermoclawCallback(TrainerCallback):
             raise ValueError(f"mode={mode!r}: choose one of sketch, exact")
         self.log_every, self.enable_entropy_split, self.plot_on_end = log_every, enable_entropy_split, plot_on_end
         self.output_dir, self.early_stop, self.mode = output_dir, early_stop, mode
-        self.quiet, self.strict = quiet, strict
+        self.run_dir, self.quiet, self.strict = run_dir, quiet, strict
         self.observer: Observer | None = None
         self.report: Report | None = None
         self._forget()
@@ -146,8 +148,8 @@ class ThermoclawCallback(TrainerCallback):
             return  # gradients are the same on every process
         try:
             check_supported(trainer, model)
-            observer = Observer(model, optimizer, mode=self.mode, strict=self.strict)
-        except (TypeError, ValueError) as error:
+            observer = Observer(model, optimizer, mode=self.mode, run_dir=self.run_dir, strict=self.strict)
+        except (TypeError, ValueError, OSError) as error:
             if self.strict:
                 raise
             if self._is_main:

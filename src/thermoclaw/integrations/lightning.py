@@ -57,6 +57,8 @@ class ThermoclawLightning(pl.Callback):
         early_stop: "HIGH" or "MEDIUM" stops training at the first alarm of at least that confidence.
         mode: "sketch" or "exact", as for `Observer`.
         every: measure for a row in so many steps, as for `Observer`.
+        run_dir: directory that keeps the record on disk while training, as for `Observer`; of several optimizers each
+            has a directory in it.
         quiet: print neither alarms nor the report.
         strict: raise errors instead of logging them once and switching off.
 
@@ -82,6 +84,7 @@ class ThermoclawLightning(pl.Callback):
         early_stop: str | None = None,
         mode: str = "sketch",
         every: int = 1,
+        run_dir: str | Path | None = None,
         quiet: bool = False,
         strict: bool = False,
     ) -> None:
@@ -94,7 +97,7 @@ class ThermoclawLightning(pl.Callback):
             raise ValueError(f"every={every!r}: give a whole number of at least 1")
         self.log_every, self.enable_entropy_split, self.plot_on_end = log_every, enable_entropy_split, plot_on_end
         self.output_dir, self.loss, self.val_loss, self.early_stop = output_dir, loss, val_loss, early_stop
-        self.mode, self.every, self.quiet, self.strict = mode, every, quiet, strict
+        self.mode, self.every, self.run_dir, self.quiet, self.strict = mode, every, run_dir, quiet, strict
         self.off = False
         self._watches: list[Watch] = []
         self._restored: dict[str, Any] | None = None
@@ -180,8 +183,8 @@ class ThermoclawLightning(pl.Callback):
         for number, (name, optimizer) in enumerate(zip(names, optimizers, strict=True)):
             try:
                 check_strategy(trainer)
-                observer = Observer(module, optimizer, mode=self.mode, every=self.every, strict=self.strict)
-            except (TypeError, ValueError) as error:
+                observer = self._observe(module, optimizer, name)
+            except (TypeError, ValueError, OSError) as error:
                 if self.strict:
                     raise
                 which = f"the optimizer {name}" if name else "this run"
@@ -198,6 +201,10 @@ class ThermoclawLightning(pl.Callback):
             self._loss_keys[name] = keys[number] if number < len(keys) else None
         self._is_running = True
         self._trainer = weakref.ref(trainer)
+
+    def _observe(self, module: nn.Module, optimizer: Any, name: str) -> Observer:
+        run_dir = Path(self.run_dir, name.replace("/", "_")) if self.run_dir is not None else None
+        return Observer(module, optimizer, mode=self.mode, every=self.every, run_dir=run_dir, strict=self.strict)
 
     def _chosen_losses(self, num_optimizers: int) -> Sequence[str | None]:
         """By optimizer, the key of its loss."""
