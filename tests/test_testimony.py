@@ -14,7 +14,9 @@ from torch import nn
 from tests.conftest import mlp, seed_everything
 from tests.test_thermometer import wander
 from thermoclaw import Observer, SpikeDetector, Thermometer, diagnose
+from thermoclaw.diagnosis.engine import rank
 from thermoclaw.diagnosis.finding import Finding
+from thermoclaw.diagnosis.rules import RULES
 
 
 def clipped(max_norm: float = 0.02) -> tuple[Observer, SpikeDetector]:
@@ -81,6 +83,22 @@ def test_a_detector_that_breaks_is_told_once_and_left_out(
         assert len(observer.record()) == 60
     assert [record.getMessage() for record in caplog.records] == ["thermoclaw: SpikeDetector failed and is left out"]
     assert detector.max_norm == 0.02
+
+
+@pytest.mark.parametrize("code", [rule.code for rule in RULES])
+def test_a_finding_of_any_code_ranks_whatever_its_evidence(code: str) -> None:
+    bare = [Finding(code, level, "t", "s", "m", "a", "docs", 1, 9) for level in ("HIGH", "LOW")]
+    other = Finding("lr_too_high", "HIGH", "t", "s", "m", "a", "docs", 1, 9)
+    assert len(rank([*bare, other])) == 3
+
+
+def test_spikes_of_a_detector_join_those_of_the_rule() -> None:
+    observer, detector = clipped()
+    detector.max_norm = None
+    norms = [torch.tensor(1.0 if step != 55 else 40.0) for step in range(60)]
+    detector._waiting = [(step + 1, norm) for step, norm in enumerate(norms)]
+    found = codes(observer)["gradient_spike"]
+    assert found.evidence["recommended_max_norm"] == pytest.approx(1.0)
 
 
 def test_the_thermometer_says_when_a_run_has_come_to_rest() -> None:

@@ -108,7 +108,7 @@ def _rank_of(finding: Finding) -> int:
         return 0
     if finding.code == "gradient_spike" and finding.evidence.get("came_with_the_data"):
         return _RANK["distribution_shift"] + 1  # other data makes other gradients
-    if finding.code == "gradient_spike" and finding.evidence["over_recent_maximum"] > _LARGE_SPIKE:
+    if finding.code == "gradient_spike" and finding.evidence.get("over_recent_maximum", 0.0) > _LARGE_SPIKE:
         return 1  # such a step can kill units and throw weights; what follows is its doing
     return _RANK.get(finding.code, 3)
 
