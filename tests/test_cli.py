@@ -91,7 +91,7 @@ def test_a_file_that_is_no_record_gets_one_line(damage: str, healthy: Path, caps
     ("arguments", "message"),
     [
         ([], "required"),
-        (["train"], "invalid choice"),
+        (["trian"], "invalid choice"),
         (["demo", "--seeds", "0"], "'0' is not a whole number of at least 1"),
         (["demo", "--seeds", "many"], "'many' is not a whole number"),
         (["demo", "--steps", "5"], "at least 50"),
