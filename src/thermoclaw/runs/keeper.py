@@ -46,7 +46,7 @@ class Keeper:
         self._last_step = 0  # of the rows handed over
         self._from_step = 0  # where the run goes on
         self._layers: tuple[LayerInfo, ...] = ()
-        self._num_events, self._last_event = 0, None
+        self._num_events, self._last_event = -1, None  # handed over
         self._is_done, self._pid = False, os.getpid()
         at_exit = _call_weakly(self)
         atexit.register(at_exit)
