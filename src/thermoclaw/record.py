@@ -323,7 +323,7 @@ class Record:
 
         def lines() -> Iterator[list[Any]]:
             for t, step in enumerate(self.steps):
-                left = [int(step), int(epochs[t]), self.optimizer, *(_cell(values[t]) for values in per_step)]
+                left = [int(step), _whole(epochs[t]), self.optimizer, *(_cell(values[t]) for values in per_step)]
                 for i, layer in enumerate(self.layers):
                     yield [*left, _name_cell(layer.name), layer.ltype, *(_cell(values[t, i]) for values in per_layer)]
 
@@ -394,6 +394,11 @@ def _cell(value: float) -> Any:
     if value != value:
         return ""
     return float(value)
+
+
+def _whole(value: float) -> Any:
+    """A count for CSV: empty where it is not known."""
+    return int(value) if math.isfinite(value) else ""
 
 
 def _name_cell(name: str) -> str:
