@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -172,7 +173,13 @@ def test_an_image_is_moved_and_mirrored_and_otherwise_left_alone() -> None:
 
 def test_a_run_learns_and_leaves_everything(drawn: dict[str, Any], tmp_path: Path) -> None:
     outcome = train({**drawn, "export": None}, tmp_path / "run")
-    assert set(outcome.written) >= {"dashboard.png", "thermometer.png", "export/model.pt", "export/model.pt2"}
+    assert set(outcome.written) >= {
+        "dashboard.png",
+        "thermometer.png",
+        "report.html",
+        "export/model.pt",
+        "export/model.pt2",
+    }
     for name in outcome.written:
         assert (tmp_path / "run" / name).stat().st_size > 100
     assert (outcome.state, outcome.steps) == ("finished", 18)
@@ -635,3 +642,13 @@ def test_settings_have_defaults_that_the_help_tells(capsys: pytest.CaptureFixtur
     for told in (f"({plain.epochs})", f"({plain.batch_size})", f"({plain.momentum})", f"({plain.weight_decay})"):
         assert told in text
     assert f"({plain.rate} for sgd, {Settings(optimizer='adamw').rate} for adamw)" in text
+
+
+def test_the_example_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    example = Path(__file__).resolve().parent.parent / "examples" / "cifar_resnet.py"
+    monkeypatch.setattr(sys, "argv", [str(example), "--epochs", "2"])
+    runpy.run_path(str(example), run_name="__main__")
+    out = capsys.readouterr().out
+    assert "epoch 2: loss" in out
+    assert float(out.split("accuracy ")[2].split("%")[0]) > 90
+    assert "Thermoclaw: SGD, 50 steps" in out

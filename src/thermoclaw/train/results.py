@@ -24,7 +24,7 @@ from thermoclaw.train.settings import EXPORTS
 logger = logging.getLogger("thermoclaw")
 
 DATA_FILE, SAMPLES_FILE, THERMO_FILE = "data.json", "samples.npz", "thermodynamics.json"
-REPORT_TEXT, REPORT_JSON = "report.txt", "report.json"
+REPORT_TEXT, REPORT_JSON, REPORT_PAGE = "report.txt", "report.json", "report.html"
 DASHBOARD, HEAT_PICTURE = "dashboard.png", "thermometer.png"
 SAMPLES, MOST_CLASSES = 4, 50  # of each class, and classes
 
@@ -60,6 +60,7 @@ def write_results(trainer: Trainer, report: Report, folder: Path, *, stopped: bo
     jobs: dict[str, Callable[[], object]] = {
         REPORT_TEXT: lambda: report.save(folder / REPORT_TEXT),
         REPORT_JSON: lambda: report.save(folder / REPORT_JSON),
+        REPORT_PAGE: lambda: _write_page(trainer, report, folder),
         DASHBOARD: lambda: trainer.observer.plot_dashboard(folder / DASHBOARD),
         HEAT_PICTURE: lambda: trainer.thermometer.plot(folder / HEAT_PICTURE),
     }
@@ -81,6 +82,13 @@ def write_results(trainer: Trainer, report: Report, folder: Path, *, stopped: bo
         else:
             written.append(name)
     return written, missing
+
+
+def _write_page(trainer: Trainer, report: Report, folder: Path) -> None:
+    from thermoclaw.report.html import write_html
+
+    title = f"{folder.name}: {trainer.settings.model} on {trainer.settings.data.partition(':')[0]}"
+    write_html(trainer.observer.record(), folder / REPORT_PAGE, findings=report.findings, title=title)
 
 
 def _export(trainer: Trainer, folder: Path, form: str) -> None:
