@@ -28,6 +28,7 @@ USES = {
     "parquet": "export to Parquet",
     "onnx": "export of a trained model to ONNX",
     "app": "the web app",
+    "train": "models and data sets for `thermoclaw train`",
     "all": "what most people want",
     "docs": "building these pages",
     "dev": "working on the library: all of its checks",
@@ -37,7 +38,9 @@ USES = {
 def extras() -> str:
     """One row for every extra of the project."""
     project = tomllib.loads(PROJECT.read_text(encoding="utf-8"))["project"]
-    rows = [(f"`{name}`", brings(needs), USES[name]) for name, needs in project["optional-dependencies"].items()]
+    rows = [
+        (f"`{name}`", brings(needs), USES.get(name, "")) for name, needs in project["optional-dependencies"].items()
+    ]
     return "\n".join(table(("extra", "brings", "for"), rows))
 
 

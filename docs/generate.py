@@ -21,6 +21,7 @@ import cost_tables
 import extras
 import phase_tables
 import preflight_tables
+import quantity_parts
 import representation_tables
 import rule_pages
 import zoo_cases
@@ -111,6 +112,7 @@ PARTS: dict[str, Callable[[], str]] = {
     **cost_tables.PARTS,
     **phase_tables.PARTS,
     **preflight_tables.PARTS,
+    **quantity_parts.PARTS,
     **representation_tables.PARTS,
     **rule_pages.PARTS,
     **zoo_cases.PARTS,

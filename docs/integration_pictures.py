@@ -8,11 +8,12 @@ cores.
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+
+from pages import shrink  # beside this script
 
 ROOT = Path(__file__).resolve().parent.parent
 RUNS = {
@@ -33,7 +34,7 @@ def main() -> None:
             print("\n".join(line for line in lines if line.startswith("Thermoclaw")).replace(folder, "FOLDER"), "\n")
             if name:
                 (picture,) = Path(folder).rglob("thermoclaw_dashboard.png")
-                shutil.copyfile(picture, ROOT / "docs" / "images" / f"{name}_dashboard.png")
+                shrink(picture, ROOT / "docs" / "images" / f"{name}_dashboard.png")
 
 
 if __name__ == "__main__":

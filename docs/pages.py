@@ -107,15 +107,21 @@ def pictures(text: str) -> list[str]:
     return PICTURE.findall(text)
 
 
-def shrink(source: Path, target: Path, *, colors: int = 48) -> None:
-    """Copy a picture with few colors, at a third of the size."""
+def shrink(source: Path, target: Path, *, num_colors: int = 128) -> None:
+    """Copy a picture with its most frequent colors as they are, all others as the nearest: a third of the size."""
+    import numpy as np
     from PIL import Image
 
-    target.parent.mkdir(parents=True, exist_ok=True)
     with Image.open(source) as picture:
-        flat = Image.new("RGB", picture.size, "white")
-        flat.paste(picture, mask=picture.getchannel("A") if "A" in picture.getbands() else None)
-        flat.quantize(colors, dither=Image.Dither.NONE).save(target, optimize=True)
+        layer = picture.convert("RGBA")
+        flat = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
+    colors, place, count = np.unique(np.asarray(flat).reshape(-1, 3), axis=0, return_inverse=True, return_counts=True)
+    palette = colors[np.argsort(-count, kind="stable")[:num_colors]]
+    distance = ((colors[:, None].astype(int) - palette.astype(int)) ** 2).sum(axis=2)
+    small = Image.fromarray(distance.argmin(axis=1)[place.reshape(-1)].reshape(flat.size[::-1]).astype(np.uint8))
+    small.putpalette(palette.tobytes())
+    target.parent.mkdir(parents=True, exist_ok=True)
+    small.save(target, optimize=True)
 
 
 def refresh(path: Path) -> None:

@@ -15,13 +15,13 @@ from __future__ import annotations
 import argparse
 import json
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 from generate import PARTS  # beside this script
+from pages import shrink
 
 FIGURES = re.compile(r"<!-- figures: (\w+) -->")
 ROOT = Path(__file__).resolve().parent.parent
@@ -41,7 +41,7 @@ def collect(folder: Path) -> None:
     images = ROOT / "docs" / "images"
     images.mkdir(exist_ok=True)
     for source, target in PICTURES.items():
-        shutil.copyfile((first if first.is_dir() else folder) / source, images / target)
+        shrink((first if first.is_dir() else folder) / source, images / target)
     target = ROOT / "benchmarks" / "results" / "demo.json"
     target.parent.mkdir(exist_ok=True)
     target.write_text(json.dumps(results, indent=2) + "\n")
@@ -63,7 +63,7 @@ def draw_map() -> None:
     with tempfile.TemporaryDirectory() as name:
         example = ROOT / "examples" / "loggers.py"
         subprocess.run([sys.executable, str(example), "--weight-decay", "0.5", "--folder", name], check=True)
-        shutil.copyfile(Path(name) / "digits_r_map.png", ROOT / "docs" / "images" / "layer_map.png")
+        shrink(Path(name) / "digits_r_map.png", ROOT / "docs" / "images" / "layer_map.png")
 
 
 def main() -> None:

@@ -236,4 +236,36 @@ def test_an_unknown_part_fails_the_documentation_build() -> None:
 
 def test_every_extra_has_its_line_in_the_quick_start() -> None:
     page = filled("quickstart.md")
-    assert [extra for extra in PROJECT["optional-dependencies"] if f"| `{extra}` |" not in page] == []
+    for extra in PROJECT["optional-dependencies"]:
+        assert re.search(rf"^\| `{extra}` \| .+ \| .+ \|$", page, flags=re.MULTILINE), (
+            f"docs/extras.py: what is {extra} for?"
+        )
+
+
+# -- what am I looking at ----------------------------------------------------------------------------------------------
+
+
+def test_every_quantity_is_shown_with_what_moves_it_and_a_picture() -> None:
+    from thermoclaw.quantities import TABLE
+
+    notes, runs = script("quantity_notes"), script("quantity_runs").RUNS
+    page = filled("looking_at.md")
+    for name in TABLE:
+        section = page.split(f"### [`{name}`](quantities.md#{name})")[1].split("\n### ")[0]
+        for part in (f"(images/quantities/{name}.png)", "**Formula:**", "**Unit:**", "**Moves:**"):
+            assert part in section, (name, part)
+        assert (DOCS / "images" / "quantities" / f"{name}.png").is_file(), name
+        note = notes.NOTES[name]
+        assert {note.healthy, note.faulty} <= runs.keys()
+        if runs[note.faulty].label.startswith("the same"):
+            assert note.healthy.split("_")[0] == note.faulty.split("_")[0], f"{name}: not the same model"
+    assert set(notes.NOTES) == set(TABLE)
+
+
+def test_every_picture_is_shown_somewhere_and_all_are_small() -> None:
+    shown = " ".join(filled(name_of(path).removeprefix("docs/")) for path in PAGES if path.is_relative_to(DOCS))
+    shown += read(ROOT / "README.md")
+    pictures = [path.relative_to(DOCS / "images") for path in (DOCS / "images").rglob("*.png")]
+    assert [str(path) for path in pictures if f"images/{path}" not in shown] == []
+    own = [path for path in pictures if path.parts[0] in ("quantities", "pages")]
+    assert sum((DOCS / "images" / path).stat().st_size for path in own) < 2_000_000
