@@ -19,10 +19,11 @@ from thermoclaw.report.series import Bins, make_bins
 MAX_BINS, LEAST_BINS = 320, 64
 """Columns of the map: a column is at least three pixels wide on a desktop."""
 
-MAX_LAYERS = 1000
+MAX_LAYERS = 750
 """Rows of the map."""
 
-CELLS = MAX_BINS * 200
+CELLS = MAX_LAYERS * LEAST_BINS
+"""Cells of the map, which keep a page of noise in all quantities below 8 MB."""
 
 UNDEFINED, NOT_FINITE, NOT_POSITIVE, FIRST_CODE, LAST_CODE = 0, 1, 2, 3, 65535
 """What a cell's code says: three words, then 65,533 places on the scale."""
