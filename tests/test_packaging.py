@@ -42,10 +42,41 @@ def extras_loaded_by(statement: str) -> set[str]:
     return loaded_by(statement) - loaded_by("import torch, numpy") - {"thermoclaw"}
 
 
-def test_import_loads_torch_and_numpy_and_nothing_else() -> None:
-    assert {"torch", "numpy"} <= loaded_by("import thermoclaw")
-    assert extras_loaded_by("import thermoclaw") == set()
-    assert not OPTIONAL & loaded_by("import thermoclaw")
+def test_import_loads_nothing_and_all_names_load_torch_and_numpy_and_nothing_else() -> None:
+    assert loaded_by("import thermoclaw") - loaded_by("pass") == {"thermoclaw"}
+    everything = "from thermoclaw import *"
+    assert {"torch", "numpy"} <= loaded_by(everything)
+    assert extras_loaded_by(everything) == set()
+    assert not OPTIONAL & loaded_by(everything)
+
+
+@pytest.mark.parametrize("names", ["load, diagnose, Record, RecordError, Report, Finding, Remedy, StateError"])
+def test_what_reads_runs_does_not_load_torch(names: str) -> None:
+    assert "torch" not in loaded_by(f"from thermoclaw import {names}")
+
+
+def test_names_have_one_home_for_type_checkers_and_for_python() -> None:
+    import ast
+
+    tree = ast.parse(Path(thermoclaw.__file__).read_text(encoding="utf-8"))
+    block = next(node for node in tree.body if isinstance(node, ast.If))
+    static = {a.name: str(node.module) for node in block.body if isinstance(node, ast.ImportFrom) for a in node.names}
+    homes = {name: f"thermoclaw.{home}" for name, home in thermoclaw._HOME.items()}
+    assert {**homes, "preflight": "thermoclaw.preflight"} == static
+    assert {*static, "__version__"} == set(thermoclaw.__all__)
+    assert set(thermoclaw.__all__) <= set(dir(thermoclaw))
+
+
+def test_a_package_does_not_hide_the_function_of_its_name() -> None:
+    code = "import thermoclaw.preflight.result, thermoclaw; print(callable(thermoclaw.preflight))"
+    code += "; from thermoclaw import preflight; from thermoclaw.preflight import Preflight; print(preflight.__name__)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True", "preflight"]
+
+
+def test_a_name_that_is_not_there_is_an_ordinary_error() -> None:
+    with pytest.raises(AttributeError, match="module 'thermoclaw' has no attribute 'nope'"):
+        thermoclaw.nope  # noqa: B018
 
 
 def test_the_import_check_can_fail() -> None:

@@ -15,25 +15,32 @@ The way of the data, which is also the way of the imports:
     show      text, plots, integrations, command line                     report/, integrations/, cli
 """
 
-from thermoclaw.detectors.collapse import CollapseDetector
-from thermoclaw.detectors.entropy_split import EntropySplit
-from thermoclaw.detectors.representation import RepresentationMonitor
-from thermoclaw.detectors.spikes import SpikeDetector
-from thermoclaw.detectors.thermometer import Thermometer
-from thermoclaw.diagnosis.finding import Finding
-from thermoclaw.diagnosis.remedies import Remedy
-from thermoclaw.diagnosis.report import Report, diagnose
-from thermoclaw.guard import Guard
-from thermoclaw.integrations.loggers import log_to
-from thermoclaw.layers import detect_layer_type, make_param_groups
-from thermoclaw.observer import Observer
-from thermoclaw.phase import PhaseConfig, PhaseMonitor, create_monitor
-from thermoclaw.preflight import Preflight, preflight
-from thermoclaw.record import Record, RecordError
-from thermoclaw.runs import load
-from thermoclaw.scheduler import ThermoScheduler
-from thermoclaw.state import StateError
+import importlib
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
 from thermoclaw.version import __version__
+
+if TYPE_CHECKING:  # for type checkers, editors and the documentation; what is used is loaded when it is used
+    from thermoclaw.detectors.collapse import CollapseDetector
+    from thermoclaw.detectors.entropy_split import EntropySplit
+    from thermoclaw.detectors.representation import RepresentationMonitor
+    from thermoclaw.detectors.spikes import SpikeDetector
+    from thermoclaw.detectors.thermometer import Thermometer
+    from thermoclaw.diagnosis.finding import Finding
+    from thermoclaw.diagnosis.remedies import Remedy
+    from thermoclaw.diagnosis.report import Report, diagnose
+    from thermoclaw.guard import Guard
+    from thermoclaw.integrations.loggers import log_to
+    from thermoclaw.layers import detect_layer_type, make_param_groups
+    from thermoclaw.observer import Observer
+    from thermoclaw.phase import PhaseConfig, PhaseMonitor, create_monitor
+    from thermoclaw.preflight import Preflight, preflight
+    from thermoclaw.record import Record, RecordError
+    from thermoclaw.runs import load
+    from thermoclaw.scheduler import ThermoScheduler
+    from thermoclaw.state import StateError
 
 __all__ = [
     "CollapseDetector",
@@ -62,3 +69,55 @@ __all__ = [
     "make_param_groups",
     "preflight",
 ]
+
+_HOME = {
+    "CollapseDetector": "detectors.collapse",
+    "EntropySplit": "detectors.entropy_split",
+    "RepresentationMonitor": "detectors.representation",
+    "SpikeDetector": "detectors.spikes",
+    "Thermometer": "detectors.thermometer",
+    "Finding": "diagnosis.finding",
+    "Remedy": "diagnosis.remedies",
+    "Report": "diagnosis.report",
+    "diagnose": "diagnosis.report",
+    "Guard": "guard",
+    "log_to": "integrations.loggers",
+    "detect_layer_type": "layers",
+    "make_param_groups": "layers",
+    "Observer": "observer",
+    "PhaseConfig": "phase",
+    "PhaseMonitor": "phase",
+    "create_monitor": "phase",
+    "Preflight": "preflight",
+    "Record": "record",
+    "RecordError": "record",
+    "load": "runs",
+    "ThermoScheduler": "scheduler",
+    "StateError": "state",
+}
+
+
+class _Package(ModuleType):
+    """The package. Public names are imported when they are first asked for: reading a run needs no torch."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in _HOME:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+        setattr(self, name, value)
+        return value
+
+    def __dir__(self) -> list[str]:
+        return sorted({*super().__dir__(), *__all__})
+
+    @property
+    def preflight(self) -> Any:
+        """The function, whether or not the package of its name was imported."""
+        return importlib.import_module(f"{__name__}.preflight.check").preflight
+
+    @preflight.setter
+    def preflight(self, package: ModuleType) -> None:
+        """The import system puts the package here; it stays reachable by `from thermoclaw.preflight import …`."""
+
+
+sys.modules[__name__].__class__ = _Package
