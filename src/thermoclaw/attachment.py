@@ -9,29 +9,27 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
-import math
-import platform
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from thermoclaw import checkpoint
 from thermoclaw.attach import Hooks, can_hook
 from thermoclaw.diagnosis.engine import check_interval, live_findings
 from thermoclaw.diagnosis.finding import Finding
-from thermoclaw.measure.hyper import describe_groups
+from thermoclaw.idle import Idle
+from thermoclaw.losses import Loss, Losses, as_scalar
 from thermoclaw.measure.meter import Meter, Settings
 from thermoclaw.measure.sharded import PeerFailed
 from thermoclaw.partition import Partition
 from thermoclaw.record import Record
+from thermoclaw.run_meta import describe_run
 from thermoclaw.state import StateError, count, take, text, untext
 from thermoclaw.testimony import Witnesses
-from thermoclaw.version import __version__
 
 logger = logging.getLogger("thermoclaw")
 
@@ -110,9 +108,9 @@ class Attachment:
         self._told_step = 0
         self.model, self._optimizer = model, optimizer
         self._next_check = check_interval(0)
-        self._losses: list[float | Tensor] = []
+        self._losses = Losses()
         self._warned: set[str] = set()
-        self._versions = {name: p._version for name, p in self.meter.layout.unoptimized.items()}
+        self._idle = Idle(self.meter.layout.unoptimized, lambda p: _is_anothers(p, optimizer))
         models = model if isinstance(model, list) else [model]
         self._parameter_order = [name for part in models for name, _ in part.named_parameters()]
         self._start_versions = 0  # looked up at the first poll
@@ -120,8 +118,6 @@ class Attachment:
         self._polled: set[int] = set()
         self._calls_seen = self._calls_at_start = 0
         self._idle_since, self._idle_versions, self._strange_moves = 0, -1, 0
-        self._versions_are_old = False  # weights may have been loaded since they were looked up
-        self._missing: dict[str, bool] = {}
         self.hooks: Hooks | None = Hooks(optimizer, self) if can_hook(optimizer) else None
         if self.hooks is None:
             logger.warning(
@@ -263,34 +259,20 @@ class Attachment:
         checked = self._check_loss(loss)
         if checked is None or self.meter.is_capturing():
             return
-        if not fresh:  # kept for later: a copy, as the user may go on adding to the tensor
-            self._losses.append(checked.clone() if isinstance(checked, Tensor) else checked)
-            self._losses = self._losses[-4096:]
-            return
-        self._losses.append(checked)
-        losses, self._losses = self._losses, []
-        self._guard(lambda: self.meter.set_loss(_mean(losses)))
+        if fresh:
+            self._guard(lambda: self.meter.set_loss(self._losses.of_step(checked)))
+        else:
+            self._losses.keep(checked)
 
-    def _check_loss(self, loss: Any) -> float | Tensor | None:
+    def _check_loss(self, loss: Any) -> Loss | None:
         """A scalar without a graph, or None with one message."""
-        if loss is None:
-            return None
-        if isinstance(loss, Tensor) and loss.numel() == 1 and not loss.is_complex():
-            return loss.detach().reshape(())
         try:
-            if not isinstance(loss, Tensor):
-                return float(loss)
-            problem = f"a {str(loss.dtype).removeprefix('torch.')} tensor of shape {tuple(loss.shape)}"
-        except (TypeError, ValueError):
-            problem = f"{type(loss).__name__}"
-        message = (
-            f"observer.step(loss=...) takes a number or a tensor with one element, not {problem}; give loss.mean() or "
-            "leave it out. This loss is not recorded."
-        )
-        if self.strict:
-            raise TypeError(message)
-        self.warn_once("loss", message)
-        return None
+            return as_scalar(loss)
+        except TypeError as error:
+            if self.strict:
+                raise
+            self.warn_once("loss", str(error))
+            return None
 
     def warn_once(self, key: str, message: str) -> None:
         """Log a warning the first time it comes up."""
@@ -335,7 +317,8 @@ class Attachment:
         if self.meter.is_capturing():
             return
         self.meter.ingest()
-        self._look_for_missing()
+        if self.meter.num_calls >= 2:
+            self._idle.look(self.meter.layout.unoptimized)
         if self.meter.cadence.decision is not None and not self._has_cadence_event:
             self._has_cadence_event = True
             self.events.append({"step": self.meter.due_step, **self.meter.cadence.decision})
@@ -357,19 +340,6 @@ class Attachment:
             if self.strict:
                 raise
             logger.exception("thermoclaw: a callback given to %s failed; measuring goes on", given_to)
-
-    def _look_for_missing(self) -> None:
-        """Parameters outside the optimizer that get gradients: note them, unless somebody else moves them."""
-        if not self._versions or self.meter.num_calls < 2:
-            return
-        if self._versions_are_old:
-            self._versions = {name: p._version for name, p in self.meter.layout.unoptimized.items()}
-            self._versions_are_old = False
-        for name, p in self.meter.layout.unoptimized.items():
-            if p._version != self._versions.get(name, p._version):
-                self._missing[name] = False
-            elif p.grad is not None and name not in self._missing:
-                self._missing[name] = not _is_anothers(p, self._optimizer)
 
     def catch_up(self) -> None:
         """Hand on every row, waiting for the device; after a failure, those that were complete."""
@@ -422,8 +392,8 @@ class Attachment:
             "events": text(self.events),
             "next_check": self._next_check,
             "has_cadence_event": self._has_cadence_event,
-            "losses": self._losses,
-            "missing": self._missing,
+            "losses": self._losses.pending,
+            "missing": self._idle.told,
             "is_polled": self.hooks is None,
             "run_id": self.run_id,
         }
@@ -475,10 +445,8 @@ class Attachment:
         raised = [event["finding"] for event in self.events if event.get("kind") == "alarm"]
         self.alarms = [Finding.from_json(finding) for finding in raised]
         self._next_check, self._has_cadence_event = count(state, "next_check"), take(state, "has_cadence_event", bool)
-        losses = take(state, "losses", list)
-        self._losses = [x.to(self.meter.device).reshape(()) if isinstance(x, Tensor) else float(x) for x in losses]
-        self._missing = {str(name): bool(idle) for name, idle in take(state, "missing", dict).items()}
-        self._versions_are_old = True
+        self._losses.load(take(state, "losses", list), self.meter.device)
+        self._idle.load(take(state, "missing", dict))
         self._calls_at_start, self._polls, self._polled = self.meter.num_calls, 0, set()
         self._told_step = self.meter.due_step
         if take(state, "is_polled", bool) and self.hooks is not None:  # its hooks were found not to fire
@@ -499,37 +467,10 @@ class Attachment:
 
     def meta(self) -> dict[str, Any]:
         """What the run is."""
-        layout = self.meter.layout
-        groups: dict[str, list[int]] = {}
-        dtypes: dict[str, list[str]] = {}
-        shapes: dict[str, torch.Size] = {}
-        for unit in layout.units:
-            name = layout.layers[unit.layer].name
-            groups.setdefault(name, []).append(unit.group)
-            for p in unit.params:
-                held = dtypes.setdefault(name, [])
-                if str(p.dtype) not in held:
-                    held.append(str(p.dtype))
-                if name not in shapes or p.numel() > shapes[name].numel():
-                    shapes[name] = p.shape
         return {
-            "thermoclaw_version": __version__,
-            "torch_version": torch.__version__,
-            "python_version": platform.python_version(),
-            "optimizer": type(self._optimizer).__name__,
-            "param_groups": describe_groups(self._optimizer),
-            "layer_groups": groups,
-            "settings": asdict(self.meter.settings),
-            "every": self.meter.cadence.every,
-            "devices": sorted({str(unit.device) for unit in layout.units}),
-            "layer_dtypes": {layer: ", ".join(kinds) for layer, kinds in dtypes.items()},
-            "layer_shapes": {layer: list(shape) for layer, shape in shapes.items()},
-            "dtypes": sorted({str(p.dtype) for unit in layout.units for p in unit.params}),
-            "num_params": sum(layer.num_params for layer in layout.layers),
-            "num_skipped": self.meter.intake.num_skipped,
-            "unoptimized": [name for name, idle in self._missing.items() if idle],
+            **describe_run(self.meter, self._optimizer),
+            "unoptimized": self._idle.names,
             "parameter_order": self._parameter_order,
-            "outside_optimizer": sorted(layout.unoptimized),
             "failed": self.failed,
             **({"run_id": self.run_id} if self.run_id is not None else {}),
         }
@@ -542,24 +483,6 @@ class Attachment:
             if self.hooks is not None:
                 self.hooks.remove()
             self._tell_rows(closing=True)
-
-
-def _mean(losses: list[float | Tensor]) -> float | Tensor:
-    """The mean of losses, on their device and without waiting for it; of the finite ones where there are some.
-
-    No hook tells of a step that a loss scaler refused, and its loss, which may have overflowed, is not the next one's.
-    """
-    if len(losses) == 1:
-        return losses[0]
-    tensors = [x for x in losses if isinstance(x, Tensor)]
-    finite = [x for x in losses if not isinstance(x, Tensor) and math.isfinite(x)]
-    if not tensors:
-        return math.fsum(finite) / len(finite) if finite else math.nan
-    device = tensors[0].device
-    wide = torch.float32 if device.type == "mps" else torch.float64
-    values = torch.stack([x.to(device=device, dtype=wide, non_blocking=True) for x in tensors])
-    good = torch.isfinite(values)
-    return (torch.where(good, values, 0.0).sum() + math.fsum(finite)) / (good.sum() + len(finite))
 
 
 def void(_: object) -> None:
