@@ -172,6 +172,21 @@ def test_no_step_waits_and_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) ->
     assert detector._stacks.maxlen is not None
 
 
+def test_a_detector_that_was_stopped_knows_the_norms_from_before() -> None:
+    detector = run(watch=True)[1]
+    state = detector.state_dict()
+    fresh = run(watch=True, give=False)[1]
+    fresh.load_state_dict(state)
+    for got, want in zip(fresh.pre_clip_norms(), detector.pre_clip_norms(), strict=True):
+        assert np.array_equal(got, want)
+    assert fresh.spikes == detector.spikes
+    with pytest.raises(ValueError, match="this is no state"):
+        fresh.load_state_dict({})
+    with pytest.raises(ValueError, match="norms"):
+        fresh.load_state_dict({**state, "norms": state["norms"][:-1]})
+    assert fresh.spikes == detector.spikes  # a state that does not fit changes nothing
+
+
 @pytest.mark.parametrize("wrong", ["1", True, torch.ones(2), torch.tensor(1j)])
 def test_what_is_no_norm_is_refused(wrong: Any) -> None:
     detector = run(watch=True)[1]

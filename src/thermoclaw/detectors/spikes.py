@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from thermoclaw import checkpoint
 from thermoclaw.detectors.norms import (
     Array,
     Clipping,
@@ -23,6 +24,7 @@ from thermoclaw.detectors.wordings import outliers, steps_of_one_length
 from thermoclaw.diagnosis.finding import Finding
 from thermoclaw.observer import Observer, observer_for
 from thermoclaw.record import Record
+from thermoclaw.state import array
 
 CHUNK, KEPT = 256, 400  # norms that are stacked on their device, and stacks that are kept
 
@@ -111,6 +113,26 @@ class SpikeDetector:
             steps, norms = zip(*self._waiting, strict=True)
             self._stacks.append((np.array(steps, dtype=np.float64), torch.stack(norms)))
             self._waiting = []
+
+    def state_dict(self) -> dict[str, Any]:
+        """The norms given so far, for a checkpoint; the observer's state is its own. Waits for the device."""
+        steps, norms = self.pre_clip_norms()
+        return checkpoint.pack("SpikeDetector", {"steps": steps, "norms": norms})
+
+    def load_state_dict(self, state: Any) -> None:
+        """Go on from what `state_dict` returned, before the first step.
+
+        Raises:
+            StateError: (a ValueError) it is damaged, or from a newer version.
+        """
+        whole = checkpoint.unpack("SpikeDetector", state)
+        steps = array(whole, "steps", None, dtype=np.float64)
+        norms = array(whole, "norms", len(steps), dtype=np.float64)
+        self._waiting = []
+        self._stacks.clear()
+        for start in range(0, len(steps), CHUNK):
+            chunk = slice(start, start + CHUNK)
+            self._stacks.append((steps[chunk], torch.from_numpy(norms[chunk]).float()))
 
     # -- what was seen ----------------------------------------------------------------------------------------------
 
