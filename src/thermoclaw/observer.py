@@ -525,6 +525,20 @@ class Observer:
         record = self.record()
         return plot_dashboard(record, findings=find(record), save_path=save_path, show=show)
 
+    def report_html(self, path: str | os.PathLike[str], *, title: str | None = None) -> Path:
+        """Write the run with its findings as one HTML page that needs no network (needs the extra `html`).
+
+        Args:
+            path: the file; ".html" is added where the name has no suffix.
+            title: of the page.
+
+        Returns:
+            The path written. Waits for the device.
+        """
+        from thermoclaw.report.html import write_html
+
+        return write_html(self.record(), path, title=title)
+
     @staticmethod
     def compare(
         observers: Sequence[Observer | Record],

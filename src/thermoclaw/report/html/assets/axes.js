@@ -1,8 +1,8 @@
 // What all pictures share: frames, the axis of steps, findings on it, and one zoom for all.
 
-const CONFIG = { displayModeBar: false, responsive: true, doubleClick: false, showTips: false };
+const CONFIG = { displayModeBar: false, responsive: false, doubleClick: false, showTips: false };
 const charts = {}; // name → { draw, timed }
-const state = { quantity: 0, group: -1, stat: "usual", finding: -1, layer: -1, range: null, cell: null, log: false };
+const state = { quantity: 0, group: -1, stat: "usual", finding: -1, layer: -1, range: null, cell: null, log: false, paper: false };
 const coarse = matchMedia("(pointer: coarse)");
 
 function layout(extra) {
@@ -23,7 +23,14 @@ function stepAxis() {
   return { range: state.range || ends, tickformat: ",d", title: { text: "step", standoff: 6, font: { size: 12, color: color("soft") } }, hoverformat: ",.0f", nticks: isNarrow() ? 5 : 9, zeroline: false };
 }
 
-const legend = () => ({ orientation: "h", y: 1.02, yanchor: "bottom", x: 0, font: { size: 12, color: color("soft") }, itemclick: false, itemdoubleclick: false });
+const legend = () => ({ orientation: "h", yref: "container", y: 1, yanchor: "top", x: 0, font: { size: 12, color: color("soft") }, itemclick: false, itemdoubleclick: false });
+
+// Room above a picture for its legend, which plotly would otherwise guess.
+function above(traces, width) {
+  const wide = Math.max(...traces.map((trace) => (trace.name || "").length)) * 7 + 54;
+  const rows = Math.ceil(traces.length / Math.max(1, Math.floor((width - 72) / wide)));
+  return 10 + 20 * rows;
+}
 
 function inside(everywhere) {
   const [low, high] = (!everywhere && state.range) || [DATA.edges[0], DATA.edges[DATA.edges.length - 1]];
@@ -63,11 +70,19 @@ function empty(name, text) {
   plot.replaceChildren(element("p", text || "No data", { class: "empty" }));
 }
 
+// Paper has its own width, which a page that is being printed does not tell.
+function widthOf(plot) {
+  return state.paper ? (plot.closest(".pair") ? 328 : 680) : plot.clientWidth;
+}
+
 function show(name, traces, extra, height) {
   const plot = byId("plot-" + name);
   plot.style.minHeight = "";
   const made = layout({ height, ...extra });
-  made.width = plot.clientWidth;
+  made.width = widthOf(plot);
+  if (made.showlegend) {
+    made.margin = { ...made.margin, t: (made.annotations || []).length ? above(traces, made.width) + 20 : above(traces, made.width) };
+  }
   Plotly.react(plot, traces, made, CONFIG);
   if (!plot.dataset.bound) {
     plot.dataset.bound = "1";

@@ -75,7 +75,7 @@ charts.heat = {
     const plot = show(name, traces, {
       height, hovermode: "closest", margin: { l: isNarrow() ? 100 : 196, r: 14, t: 24, b: 44 },
       xaxis: { ...stepAxis(), showgrid: false }, yaxis: { range: [rows.count - 0.5, -0.5], fixedrange: true, showgrid: false, zeroline: false, ...rowTicks(rows) },
-      plot_bgcolor: color("sunk"), shapes: [...marks(), ...rowShapes(rows)], annotations: labels(byId("plot-heat").clientWidth - 210),
+      plot_bgcolor: color("sunk"), shapes: [...marks(), ...rowShapes(rows)], annotations: labels(widthOf(byId("plot-heat")) - 210),
     }, height);
     bindHeat(plot);
     key(quantity, colors, { lost, zero, open });
@@ -116,7 +116,7 @@ function explain(quantity) {
   const finding = DATA.findings[state.finding];
   const outlined = finding ? ` Outlined: the layers of finding ${state.finding + 1}, ${finding.layers.length ? "since" : "which holds for the whole run, from"} step ${whole(finding.step)}.` : "";
   const cells = DATA.rowsPerBin > 1 ? `A column gathers up to ${whole(DATA.rowsPerBin)} recorded steps.` : "A column is a recorded step.";
-  byId("caption-heat").textContent = cells + outlined + " Drag to zoom, double-click for the whole run; a click keeps a layer for the lines below.";
+  byId("caption-heat").textContent = cells + outlined + (coarse.matches ? " Touch a layer to keep it for the lines below." : " Drag to zoom, double-click for the whole run; a click keeps a layer for the lines below.");
 }
 
 function cellWords({ row, bin }) {

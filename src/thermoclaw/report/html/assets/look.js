@@ -44,7 +44,7 @@ function isDark() {
   return chosen ? chosen === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
 }
 
-const isNarrow = () => byId("plot-loss").clientWidth < 560;
+const isNarrow = () => widthOf(byId("plot-loss")) < 560;
 
 // Cividis, and two poles around a middle that recedes into the page; told apart with any kind of color vision.
 const CIVIDIS = ["#00224e", "#123570", "#3b496c", "#575d6d", "#707173", "#8a8678", "#a59c74", "#c3b369", "#e1cc55", "#fee838"];

@@ -2,7 +2,7 @@
 
 function fillPickers() {
   const quantity = byId("quantity"), group = byId("group");
-  DATA.quantities.forEach((item, i) => quantity.append(element("option", item.title + (item.symbol.length < 9 ? ` (${item.symbol})` : ""), { value: i })));
+  DATA.quantities.forEach((item, i) => quantity.append(element("option", item.title + (item.symbol.length < 8 ? ` (${item.symbol})` : ""), { value: i })));
   group.append(element("option", `all ${whole(DATA.layers.length)}`, { value: -1 }));
   DATA.groups.forEach((item, i) => group.append(element("option", `${item.label} (${item.count})`, { value: i })));
   byId("group-label").hidden = !DATA.groups.length;
@@ -79,25 +79,23 @@ function bindTheme() {
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => numbers && redraw());
 }
 
-// Paper is light and narrow: pictures take light colors and shrink as drawn, and closed texts open.
+// Paper is light and narrow: pictures are drawn again for it, and closed texts open.
 function bindPrint() {
   let opened = [], theme;
   addEventListener("beforeprint", () => {
     opened = [...document.querySelectorAll(".finding details:not([open])")];
     opened.forEach((details) => (details.open = true));
     theme = document.documentElement.dataset.theme;
-    if (isDark() && numbers) { document.documentElement.dataset.theme = "light"; redraw(); }
-    document.querySelectorAll(".plot").forEach((plot) => {
-      const room = plot.closest(".pair") ? 330 : 680;
-      plot.style.setProperty("--print-zoom", Math.min(1, room / Math.max(plot.clientWidth, 1)).toFixed(3));
-    });
+    document.documentElement.dataset.theme = "light";
+    state.paper = true;
+    redraw();
   });
   addEventListener("afterprint", () => {
     opened.forEach((details) => (details.open = false));
-    if (theme === document.documentElement.dataset.theme) return;
     if (theme) document.documentElement.dataset.theme = theme;
     else delete document.documentElement.dataset.theme;
-    if (numbers) redraw();
+    state.paper = false;
+    redraw();
   });
 }
 

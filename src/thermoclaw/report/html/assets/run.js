@@ -23,8 +23,8 @@ charts.loss = {
     show(name, traces, {
       xaxis: stepAxis(), yaxis: log ? logAxis(range) : { range, fixedrange: true, nticks: 7 },
       yaxis2: { overlaying: "y", range: [0, 1], visible: false, fixedrange: true },
-      shapes: marks(), annotations: labels(plot.clientWidth - 72), showlegend: traces.length > 2,
-      legend: { ...legend(), y: 1.1, x: 1, xanchor: "right" }, margin: { l: 58, r: 14, t: traces.length > 2 ? 46 : 26, b: 44 },
+      shapes: marks(), annotations: labels(widthOf(plot) - 72), showlegend: traces.length > 2,
+      legend: { ...legend(), x: 1, xanchor: "right" },
     }, isNarrow() ? 240 : 280);
     byId("caption-loss").textContent = (loss.thinned ? "Least and greatest of each stretch" : "Every recorded loss") + (loss.window > 1 ? `, with the running mean over ${whole(loss.window)} rows.` : ".") +
       (DATA.findings.length ? " Numbers mark the steps since which findings hold." : "") + (loss.numLost ? ` ${whole(loss.numLost)} rows without a finite loss, the first at step ${whole(loss.firstLost)}.` : "");
