@@ -6,11 +6,11 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from thermoclaw.cli import demo, diagnose, report, train, validate
+from thermoclaw.cli import demo, diagnose, report, train, validate, watch
 from thermoclaw.cli.exits import OK, WRONG
 from thermoclaw.version import __version__
 
-COMMANDS = (demo, validate, diagnose, report, train)  # in the order of the help
+COMMANDS = (demo, validate, diagnose, watch, report, train)  # in the order of the help
 
 
 def main(argv: Sequence[str] | None = None) -> int:

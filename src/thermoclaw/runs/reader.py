@@ -14,7 +14,7 @@ import numpy as np
 
 from thermoclaw.quantities import LAYER_COLUMNS, RUN_COLUMNS, Array
 from thermoclaw.record import LayerInfo, Record, RecordError
-from thermoclaw.runs.names import EVENTS, FORMAT, META, SCHEMA_VERSION, is_run, parts_in
+from thermoclaw.runs.names import EVENTS, FORMAT, META, OWNER, SCHEMA_VERSION, is_run, parts_in
 from thermoclaw.runs.rows import Rows, joined, read_part
 from thermoclaw.wording import one_line
 
@@ -29,12 +29,13 @@ class Run:
     Attributes:
         record: the run so far.
         is_closed: the run has ended in good order; otherwise it goes on, or was killed.
-        written_s: when rows were last written, in seconds since the epoch, by the clock of the disk.
+        marks: how far the run was, and when, in seconds since the epoch by the clock of the disk: where this process
+            began to write, and at the last step of each part.
     """
 
     record: Record
     is_closed: bool
-    written_s: float
+    marks: tuple[tuple[int, float], ...] = ()
 
 
 def load(path: str | os.PathLike[str]) -> Record:
@@ -197,8 +198,17 @@ class RunReader:
         if notes:
             meta["meta"][NOTES] = notes
         record = Record(rows.steps, layers, rows.layer_values, rows.run_values, meta["meta"], tuple(events))
-        newest = max((key[0] for key, _ in self._parts.values()), default=(self.folder / META).stat().st_mtime_ns)
-        return Run(record, bool(meta.get("closed")), newest / 1e9)
+        return Run(record, bool(meta.get("closed")), self._marks())
+
+    def _marks(self) -> tuple[tuple[int, float], ...]:
+        marks = [
+            (int(rows.steps[-1]), key[0] / 1e9)
+            for key, rows in self._parts.values()
+            if isinstance(rows, Rows) and len(rows)
+        ]
+        with contextlib.suppress(OSError):
+            marks.append((0, (self.folder / OWNER).stat().st_mtime))
+        return tuple(sorted(marks))
 
     def _read_events(self) -> tuple[list[dict[str, Any]], int]:
         """The events, and how many lines are none; the last one may be half written."""
