@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import weakref
 from collections.abc import Callable, Sequence
@@ -11,7 +10,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import numpy as np
 from torch import Tensor, nn
 
 from thermoclaw import checkpoint
@@ -23,16 +21,16 @@ from thermoclaw.layers import Unit
 from thermoclaw.measure.meter import Settings
 from thermoclaw.measure.sketch import SIZES
 from thermoclaw.partition import find_partition
-from thermoclaw.quantities import R_IE_CAP
+from thermoclaw.readout import Readout, last, mean
 from thermoclaw.record import Record
 from thermoclaw.runs.keeper import DEFAULT_BYTES, Keeper
-from thermoclaw.snapshot import Snapshot, StepHistory, snapshot_dict
+from thermoclaw.snapshot import Snapshot, snapshot_dict
 from thermoclaw.state import count, take, text, untext
 from thermoclaw.testimony import Witness
 from thermoclaw.watch import DEFAULT_ROWS, Watch, catch_up, watch_module
 
 
-class Observer:
+class Observer(Readout):
     """Measures every step of an optimizer, layer by layer, without touching the training.
 
     Args:
@@ -400,10 +398,10 @@ class Observer:
         entry = {
             "epoch": self._attachment.meter.epoch,
             "optimizer": record.optimizer,
-            "mean_D": _mean(part["D"]),
-            "mean_rho": _mean(part["rho_mean"]),
-            "mean_R": _mean(part["R_median"]),
-            "E_param_dist": _last(part["E_param_dist"]),
+            "mean_D": mean(part["D"]),
+            "mean_rho": mean(part["rho_mean"]),
+            "mean_R": mean(part["R_median"]),
+            "E_param_dist": last(part["E_param_dist"]),
             "val_acc": val_acc,
             "val_loss": val_loss,
         }
@@ -471,86 +469,6 @@ class Observer:
         """The directory that this process keeps the run in; None where it keeps none."""
         return self._keeper.folder if self._keeper is not None else None
 
-    @property
-    def step_history(self) -> StepHistory:
-        """The recorded steps as a sequence of dictionaries in the layout of 0.1.6."""
-        return StepHistory(self.record())
-
-    history = step_history
-
-    @property
-    def epoch_history(self) -> list[dict[str, Any]]:
-        """What `epoch_end` returned, in order."""
-        return list(self._epoch_history)
-
-    def summary(self) -> dict[str, Any]:
-        """Means and last values of the run quantities."""
-        record = self.record()
-        return {
-            "n_steps": record.num_steps,
-            "optimizer": record.optimizer,
-            "D_mean": _mean(record["D"]),
-            "D_final": _last(record["D"]),
-            "rho_mean": _mean(record["rho_mean"]),
-            "R_median_mean": _mean(record["R_median"]),
-            "R_median_final": _last(record["R_median"]),
-            "R_ie_total": _ratio_of_sums(record),
-            "E_final": _last(record["E_param_dist"]),
-            "loss_mean": _mean(record.loss),
-            "loss_final": _last(record.loss),
-            "eq_frac_mean": _mean(record["eq_frac"]),
-            "eq_frac_final": _last(record["eq_frac"]),
-        }
-
-    def to_csv(self, path: str | os.PathLike[str]) -> None:
-        """Write a row per step and layer; the columns of thermoclaw 0.1.6 come first."""
-        self.record().to_csv(path)
-
-    export_csv = to_csv
-
-    def save(self, path: str | os.PathLike[str]) -> Any:
-        """Save the record; returns the path. `diagnose(path)` reads it back."""
-        return self.record().save(path)
-
-    def plot_dashboard(self, save_path: str | os.PathLike[str] | None = None, show: bool | None = None) -> Any:
-        """Draw the eight-panel dashboard with the findings marked (needs the extra `viz`).
-
-        Args:
-            save_path: picture to write; no window is opened then.
-            show: open a window; by default only when there is no `save_path`.
-        """
-        from thermoclaw.diagnosis.engine import find
-        from thermoclaw.report.plots import plot_dashboard
-
-        record = self.record()
-        return plot_dashboard(record, findings=find(record), save_path=save_path, show=show)
-
-    def report_html(self, path: str | os.PathLike[str], *, title: str | None = None) -> Path:
-        """Write the run with its findings as one HTML page that needs no network (needs the extra `html`).
-
-        Args:
-            path: the file; ".html" is added where the name has no suffix.
-            title: of the page.
-
-        Returns:
-            The path written. Waits for the device.
-        """
-        from thermoclaw.report.html import write_html
-
-        return write_html(self.record(), path, title=title)
-
-    @staticmethod
-    def compare(
-        observers: Sequence[Observer | Record],
-        save_path: str | os.PathLike[str] | None = None,
-        show: bool | None = None,
-    ) -> Any:
-        """Draw several runs side by side (needs the extra `viz`)."""
-        from thermoclaw.report.plots import compare
-
-        records = [o.record() if isinstance(o, Observer) else o for o in observers]
-        return compare(records, save_path=save_path, show=show).figure
-
     def close(self) -> None:
         """Detach from the optimizer; what was recorded stays readable."""
         self._attachment.close()
@@ -586,21 +504,3 @@ def _read_row(observer: Observer | None, row: int) -> dict[str, Any]:
     if observer is None:
         raise RuntimeError("the observer of this snapshot is gone; read a snapshot while its observer lives")
     return snapshot_dict(*observer.row_record(row))
-
-
-def _finite(values: Any) -> Any:
-    return values[np.isfinite(values)]
-
-
-def _mean(values: Any) -> float | None:
-    good = _finite(values)
-    return float(good.mean()) if len(good) else None
-
-
-def _last(values: Any) -> float | None:
-    return float(values[-1]) if len(values) and math.isfinite(values[-1]) else None
-
-
-def _ratio_of_sums(record: Record) -> float | None:
-    internal, external = _finite(record["total_d_iS"]).sum(), _finite(record["total_d_eS"]).sum()
-    return float(min(internal / external, R_IE_CAP)) if external > 0 else None
