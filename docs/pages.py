@@ -19,7 +19,7 @@ import io
 import os
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -108,20 +108,33 @@ def pictures(text: str) -> list[str]:
 
 
 def shrink(source: Path, target: Path, *, num_colors: int = 128) -> None:
-    """Copy a picture with its most frequent colors as they are, all others as the nearest: a third of the size."""
+    """Copy a picture, the house's and its most frequent colors as they are, others as the nearest; a third in size."""
     import numpy as np
     from PIL import Image
+
+    from thermoclaw.report import palette as house
 
     with Image.open(source) as picture:
         layer = picture.convert("RGBA")
         flat = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
     colors, place, count = np.unique(np.asarray(flat).reshape(-1, 3), axis=0, return_inverse=True, return_counts=True)
-    palette = colors[np.argsort(-count, kind="stable")[:num_colors]]
+    own = {text for text in _texts(vars(house).values()) if re.fullmatch("#[0-9A-F]{6}", text)}
+    kept = [list(bytes.fromhex(text[1:])) for text in sorted(own)]
+    palette = np.array([*kept, *colors[np.argsort(-count, kind="stable")[: num_colors - len(kept)]]], dtype=np.uint8)
     distance = ((colors[:, None].astype(int) - palette.astype(int)) ** 2).sum(axis=2)
     small = Image.fromarray(distance.argmin(axis=1)[place.reshape(-1)].reshape(flat.size[::-1]).astype(np.uint8))
     small.putpalette(palette.tobytes())
     target.parent.mkdir(parents=True, exist_ok=True)
     small.save(target, optimize=True)
+
+
+def _texts(values: Iterable[object]) -> Iterator[str]:
+    """All texts in nested containers."""
+    for value in values:
+        if isinstance(value, str):
+            yield value
+        elif isinstance(value, (tuple, dict)):
+            yield from _texts(value.values() if isinstance(value, dict) else value)
 
 
 def refresh(path: Path) -> None:

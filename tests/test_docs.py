@@ -50,7 +50,12 @@ every_page = pytest.mark.parametrize("path", PAGES, ids=name_of)
 KINDS = {"bash", "python", "text", "console", "json", "yaml", "toml"}
 
 
-@pytest.mark.parametrize("path", [p for p in PAGES if "```python" in read(p)], ids=name_of)
+def slow(path: Path) -> object:
+    """The page as a parameter, marked where its code takes long."""
+    return pytest.param(path, marks=[pytest.mark.slow] if path.parent.name == "tutorials" else [])
+
+
+@pytest.mark.parametrize("path", [slow(p) for p in PAGES if "```python" in read(p)], ids=name_of)
 def test_python_of_a_page_runs_and_prints_what_the_page_shows(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
