@@ -91,12 +91,12 @@ def test_a_file_that_is_no_record_gets_one_line(damage: str, healthy: Path, caps
     ("arguments", "message"),
     [
         ([], "required"),
-        (["trian"], "invalid choice"),
+        (["trian"], "did you mean train?"),
         (["demo", "--seeds", "0"], "'0' is not a whole number of at least 1"),
         (["demo", "--seeds", "many"], "'many' is not a whole number"),
         (["demo", "--steps", "5"], "at least 50"),
         (["validate", "--scale", "huge"], "invalid choice"),
-        (["diagnose"], "PATH"),
+        (["diagnose"], "RUN"),
     ],
 )
 def test_wrong_use_exits_2_and_says_why(arguments: list[str], message: str, capsys) -> None:

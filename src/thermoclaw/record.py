@@ -325,7 +325,7 @@ class Record:
             for t, step in enumerate(self.steps):
                 left = [int(step), _whole(epochs[t]), self.optimizer, *(_cell(values[t]) for values in per_step)]
                 for i, layer in enumerate(self.layers):
-                    yield [*left, _name_cell(layer.name), layer.ltype, *(_cell(values[t, i]) for values in per_layer)]
+                    yield [*left, name_cell(layer.name), layer.ltype, *(_cell(values[t, i]) for values in per_layer)]
 
         return _write_csv(path, heads, lines())
 
@@ -338,7 +338,7 @@ class Record:
                 for i, layer in enumerate(self.layers):
                     yield [
                         int(step),
-                        _name_cell(layer.name),
+                        name_cell(layer.name),
                         layer.ltype,
                         *(_cell(values[t, i]) for values in per_layer),
                     ]
@@ -401,7 +401,7 @@ def _whole(value: float) -> Any:
     return int(value) if math.isfinite(value) else ""
 
 
-def _name_cell(name: str) -> str:
+def name_cell(name: str) -> str:
     """A name as a spreadsheet may read it: what would be a formula there begins with an apostrophe."""
     cell = name.encode("utf-8", "backslashreplace").decode("utf-8")
     return f"'{cell}" if cell.startswith(("=", "+", "-", "@", "\t", "\r")) else cell

@@ -6,11 +6,34 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from thermoclaw.cli import demo, diagnose, report, train, validate, watch
-from thermoclaw.cli.exits import OK, WRONG
+from thermoclaw.cli import (
+    compare,
+    completion,
+    demo,
+    diagnose,
+    export,
+    preflight,
+    report,
+    train,
+    validate,
+    watch,
+)
+from thermoclaw.cli.exits import INTERRUPTED, MEANINGS, OK, WRONG
+from thermoclaw.cli.parser import Parser
 from thermoclaw.version import __version__
 
-COMMANDS = (demo, validate, diagnose, watch, report, train)  # in the order of the help
+COMMANDS = (  # in the order of the help
+    demo,
+    validate,
+    preflight,
+    watch,
+    diagnose,
+    compare,
+    report,
+    export,
+    train,
+    completion,
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -31,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(arguments.run(arguments))
     except KeyboardInterrupt:
         print("thermoclaw: interrupted", file=sys.stderr)
-        return 130
+        return INTERRUPTED
     except BrokenPipeError:
         sys.stderr.close()
         return OK
@@ -42,9 +65,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """The parser of all commands."""
-    whole = argparse.ArgumentParser(
+    whole = Parser(
         prog="thermoclaw",
         description="Says why a PyTorch training run misbehaves, where, since when, and what to change.",
+        epilog=f"exit status: {', '.join(f'{status} {meaning}' for status, meaning in MEANINGS.items())}",
     )
     whole.add_argument("--version", action="version", version=f"thermoclaw {__version__}")
     commands = whole.add_subparsers(dest="command", required=True, metavar="COMMAND")

@@ -35,9 +35,11 @@ def positive(text: str) -> float:
     return value
 
 
-def add_output(parser: argparse.ArgumentParser, *, json_help: str = "as JSON", quiet: bool = True) -> None:
-    """The options of every command that prints: --json, --quiet and --no-color."""
+def add_output(
+    parser: argparse.ArgumentParser, *, json_help: str = "as JSON", quiet_help: str | None = "print the verdict only"
+) -> None:
+    """The options of every command that prints: --json, --quiet (but for None) and --no-color."""
     parser.add_argument("--json", action="store_true", help=json_help)
-    if quiet:
-        parser.add_argument("--quiet", action="store_true", help="print the verdict only")
+    if quiet_help is not None:
+        parser.add_argument("--quiet", action="store_true", help=quiet_help)
     parser.add_argument("--no-color", action="store_true", help="no color, even on a terminal (NO_COLOR does the same)")

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import sys
+from pathlib import Path
 from typing import Any
 
-from thermoclaw.cli.arguments import at_least
+from thermoclaw.cli.arguments import add_output, at_least
 
 
 def add_to(commands: Any) -> None:
@@ -16,18 +19,21 @@ def add_to(commands: Any) -> None:
         "--out", default="thermoclaw-demo", metavar="DIR", help="folder for results (default %(default)s)"
     )
     demo.add_argument("--steps", type=at_least(50), metavar="N", help="optimizer steps of each arm (default 400)")
-    demo.add_argument("--quiet", action="store_true", help="print the tables and the verdict only")
-    demo.add_argument("--no-color", action="store_true", help="no color, even on a terminal")
+    add_output(demo, json_help="print the results as JSON, the rest on standard error", quiet_help="less words")
     demo.set_defaults(run=_run)
 
 
 def _run(arguments: argparse.Namespace) -> int:
     from thermoclaw.demo import run_demo
 
-    return run_demo(
-        num_seeds=arguments.seeds,
-        out=arguments.out,
-        steps=arguments.steps,
-        quiet=arguments.quiet,
-        no_color=arguments.no_color,
-    )
+    with contextlib.redirect_stdout(sys.stderr) if arguments.json else contextlib.nullcontext():
+        status = run_demo(
+            num_seeds=arguments.seeds,
+            out=arguments.out,
+            steps=arguments.steps,
+            quiet=arguments.quiet,
+            no_color=arguments.no_color,
+        )
+    if arguments.json:
+        print(Path(arguments.out, "results.json").read_text(encoding="utf-8"))
+    return status

@@ -35,7 +35,7 @@ def add_to(commands: Any) -> None:
     watch.add_argument("--once", action="store_true", help="show the run as it is now, and exit")
     watch.add_argument("--every", type=positive, default=2.0, metavar="SECONDS", help="between looks (default 2)")
     watch.add_argument("--width", type=int, metavar="COLUMNS", help="by default that of the terminal")
-    add_output(watch, json_help="one line of JSON for each look instead of pictures", quiet=False)
+    add_output(watch, json_help="one line of JSON for each look instead of pictures", quiet_help=None)
     watch.set_defaults(run=_run)
 
 

@@ -16,12 +16,10 @@ from thermoclaw.record import Record
 from thermoclaw.report import panels, style
 from thermoclaw.report.lettering import clean
 from thermoclaw.report.series import (
-    median_over_layers,
-    parting,
-    ratio_of_means,
+    parts_at,
+    series_of,
     smooth,
     smoothing_width,
-    sum_over_layers,
 )
 from thermoclaw.wording import number
 
@@ -149,17 +147,6 @@ def _common_edges(records: Sequence[Record]) -> Array:
     return np.array([min(first for first, _ in spans) - 0.5, max(last for _, last in spans) + 0.5])
 
 
-def series_of(record: Record, name: str, *, width: int = 1) -> Array:
-    """A quantity as one series per run, [T]: η as the median over layers, σ as the sum, R_ie as a ratio of means."""
-    if name == "lr":
-        return median_over_layers(record["lr"])
-    if name == "sigma":
-        return sum_over_layers(record["sigma"])
-    if name == "R_ie_total":
-        return ratio_of_means(record, width)
-    return record[name]
-
-
 def _numbers(record: Record, reference: Record) -> dict[str, float]:
     """A run's row of the table."""
     row = {"steps": float(record.num_steps)}
@@ -170,7 +157,7 @@ def _numbers(record: Record, reference: Record) -> dict[str, float]:
     row["R_ie_total"] = min(internal / external, R_IE_CAP) if external > 0 else R_IE_CAP if internal > 0 else internal
     mean = smooth(record["loss"], smoothing_width(len(record)))
     row["loss_min"] = float(np.nanmin(mean)) if np.isfinite(mean).any() else float("nan")
-    parts = _parts(record, reference, "loss")
+    parts = parts_at(record, reference, "loss")
     row["parts_at"] = float("nan") if parts is None else parts
     return {name: row[name] for name in TABLE_HEADS}
 
@@ -178,17 +165,6 @@ def _numbers(record: Record, reference: Record) -> dict[str, float]:
 def _finite_mean(values: Array) -> float:
     good = values[np.isfinite(values)]
     return float(good.mean()) if len(good) else float("nan")
-
-
-def _parts(record: Record, reference: Record, name: str) -> float | None:
-    """Where a run parts from the reference in one quantity, on the steps that both recorded."""
-    if record is reference:
-        return None
-    steps, mine, theirs = np.intersect1d(record.steps, reference.steps, return_indices=True)
-    one, other = series_of(reference, name)[theirs], series_of(record, name)[mine]
-    if name == "R_ie_total":  # the share of overhead, which has no wild values
-        one, other = one / (1 + one), other / (1 + other)
-    return parting(steps.astype(float), one, other, log=any(row[0] == name and row[2] == "log" for row in PANELS))
 
 
 def _panel(ax: Any, records: Sequence[Record], name: str, axis: str) -> None:
@@ -207,7 +183,7 @@ def _panel(ax: Any, records: Sequence[Record], name: str, axis: str) -> None:
         means.append(values if axis == "R_ie" else smooth(values, widths[i], log=log))
         panels.line(ax, record.steps, means[-1], color=color, ls=dashes, lw=1.5, zorder=3 - 0.01 * i)
     _scale(ax, name, axis if not log else "log", np.concatenate(means))
-    _triangles(ax, [(i, _parts(record, records[0], name)) for i, record in enumerate(records)])
+    _triangles(ax, [(i, parts_at(record, records[0], name, log=axis == "log")) for i, record in enumerate(records)])
 
 
 def _far_apart(peaks: Sequence[float]) -> bool:

@@ -206,3 +206,25 @@ def parting(steps: Array, one: Array, other: Array, *, log: bool = False) -> flo
     if num_rows - first < max(2, num_rows // 20):
         return None
     return float(steps[first])
+
+
+def series_of(record: Record, name: str, *, width: int = 1) -> Array:
+    """A quantity as one series per run, [T]: η as the median over layers, σ as the sum, R_ie as a ratio of means."""
+    if name == "lr":
+        return median_over_layers(record["lr"])
+    if name == "sigma":
+        return sum_over_layers(record["sigma"])
+    if name == "R_ie_total":
+        return ratio_of_means(record, width)
+    return record[name]
+
+
+def parts_at(record: Record, reference: Record, name: str, *, log: bool = False) -> float | None:
+    """Where a run parts from the reference in one quantity, on the steps that both recorded; None where it does not."""
+    if record is reference:
+        return None
+    steps, mine, theirs = np.intersect1d(record.steps, reference.steps, return_indices=True)
+    one, other = series_of(reference, name)[theirs], series_of(record, name)[mine]
+    if name == "R_ie_total":  # the share of overhead, which has no wild values
+        one, other = one / (1 + one), other / (1 + other)
+    return parting(steps.astype(float), one, other, log=log)
