@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from thermoclaw.cli import (
+    app,
     compare,
     completion,
     demo,
@@ -32,6 +33,7 @@ COMMANDS = (  # in the order of the help
     report,
     export,
     train,
+    app,
     completion,
 )
 
