@@ -28,7 +28,8 @@ class Pack:
 
     def add(self, values: Any, kind: str) -> dict[str, Any]:
         """Put an array in, flattened, little-endian; returns where it lies, for the page's script."""
-        array = np.ascontiguousarray(values, dtype=np.dtype(_KINDS[kind]).newbyteorder("<")).ravel()
+        with np.errstate(over="ignore"):  # what single precision cannot hold is infinite
+            array = np.ascontiguousarray(values, dtype=np.dtype(_KINDS[kind]).newbyteorder("<")).ravel()
         raw = array.tobytes()
         place = {"kind": kind, "at": self._length, "length": len(array)}
         raw += bytes(-len(raw) % 8)  # a browser's views of a block begin at multiples of their item

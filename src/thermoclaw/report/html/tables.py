@@ -36,9 +36,9 @@ Table = tuple[list[str], list[list[str]]]
 
 def parameter_groups(record: Record) -> Table:
     """A row for each parameter group: how many layers are in it, and its numbers."""
-    groups = _list(record.meta.get("param_groups"))
+    groups = [_dict(group) for group in _list(record.meta.get("param_groups"))]
     owners: dict[Any, set[str]] = {}
-    for name, held in (record.meta.get("layer_groups") or {}).items():
+    for name, held in _dict(record.meta.get("layer_groups")).items():
         for group in _list(held):
             owners.setdefault(group, set()).add(str(name))
     knobs = [knob for knob in _KNOBS if any(_is_set(group, knob) for group in groups)]
@@ -91,10 +91,10 @@ def happenings(record: Record) -> list[tuple[str, str, str]]:
             ]
             words = ", ".join(parts)
         elif kind == "alarm":
-            alarm = event.get("finding") or {}
+            alarm = _dict(event.get("finding"))
             words = f"[{alarm.get('confidence')}] {alarm.get('title')}"
         elif kind == "remedy":
-            change = (event.get("change") or {}).get("text", "")
+            change = _dict(event.get("change")).get("text", "")
             words = f"{event.get('by') or 'by hand'}{' took back' if event.get('undo') else ''}: {change}"
         else:
             rest = {name: value for name, value in event.items() if name not in ("kind", "step")}
@@ -128,6 +128,10 @@ def _late(record: Record, name: str) -> Any:
     if not len(record):
         return np.full(len(record.layers), np.nan)
     return bin_mean(record[name], make_bins(np.asarray(record.steps, dtype=float), 1))[0]
+
+
+def _dict(value: Any) -> dict[Any, Any]:
+    return value if isinstance(value, dict) else {}
 
 
 def _list(value: Any) -> list[Any]:
