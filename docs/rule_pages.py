@@ -49,6 +49,18 @@ def rules() -> str:
     return "\n".join(lines)
 
 
+def finding_tests() -> str:
+    """For every code what it says, and the observation that would refute it."""
+    from thermoclaw.diagnosis.refutations import REFUTED_BY
+    from thermoclaw.diagnosis.rules import RULES
+
+    rows = [
+        (f"[`{rule.code}`](recommendations.md#{rule.code})", plain(rule.detects), f"{plain(REFUTED_BY[rule.code])}")
+        for rule in RULES
+    ]
+    return "\n".join(table(("code", "what it says", "wrong if"), rows))
+
+
 def several(name: str, texts: Sequence[str]) -> list[str]:
     """A bullet with one text, or with a bullet for each."""
     if len(texts) == 1:
@@ -145,4 +157,10 @@ def level_shift() -> str:
     )
 
 
-PARTS: dict[str, Callable[[], str]] = {"rules": rules, "ranks": ranks, "blind": blind, "level-shift": level_shift}
+PARTS: dict[str, Callable[[], str]] = {
+    "rules": rules,
+    "finding-tests": finding_tests,
+    "ranks": ranks,
+    "blind": blind,
+    "level-shift": level_shift,
+}
