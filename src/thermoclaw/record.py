@@ -22,8 +22,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from thermoclaw import markup
 from thermoclaw.files import atomic_file
 from thermoclaw.quantities import LAYER_COLUMNS, RUN_COLUMNS, TABLE, Array, canonical
+from thermoclaw.wording import number, short_name
 
 SCHEMA_VERSION = 1
 
@@ -69,7 +71,8 @@ SPLIT_CSV_COLUMNS = {
     "lr": "lr",
     "gnorm_sq": "grad_sq",
 }
-
+_NOTEBOOK_COLUMNS = ("r", "update_ratio", "grad_norm", "param_norm")
+_NOTEBOOK_LAYERS = 100
 
 _LAYER_PLACE = {name: i for i, name in enumerate(LAYER_COLUMNS)}
 _RUN_PLACE = {name: i for i, name in enumerate(RUN_COLUMNS)}
@@ -235,6 +238,27 @@ class Record:
             dict(self.meta),
             tuple(e for e in self.events if stop is None or e.get("step", 0) < stop),
         )
+
+    def _repr_html_(self) -> str:
+        """For notebooks: what the run was, how its loss went, and its layers."""
+        head = markup.line(f"<b>{markup.escape(repr(self))}</b>")
+        if not len(self):
+            return markup.box(head, markup.line("No optimizer step was measured yet.", soft=True))
+        alarms = [(float(e["step"]), "HIGH") for e in self.events if e.get("kind") == "alarm"]
+        drawn = markup.spark(self["step"], self.loss, alarms)
+        known = self.loss[np.isfinite(self.loss)]
+        ends = f"loss {number(float(known[0]))} → {number(float(known[-1]))}" if len(known) else "no loss was given"
+        heads = ("layer", "type", "parameters", *_NOTEBOOK_COLUMNS)
+        last = [self[name][-1] for name in _NOTEBOOK_COLUMNS]
+        rows = [
+            (short_name(layer.name, 60), layer.ltype, f"{layer.num_params:,}", *(number(float(c[i])) for c in last))
+            for i, layer in enumerate(self.layers[:_NOTEBOOK_LAYERS])
+        ]
+        more = len(self.layers) - len(rows)
+        rest = markup.line(f"and {more:,} more layers", soft=True) if more > 0 else ""
+        told = markup.folded("Layers, at the last step", markup.table(heads, rows) + rest)
+        hint = markup.line("<code>thermoclaw.diagnose(record)</code> says whether it is healthy.", soft=True)
+        return markup.box(head, markup.line(ends, soft=True), drawn, told, hint)
 
     # -- files ------------------------------------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from thermoclaw.diagnosis.refutations import REFUTED_BY
 from thermoclaw.diagnosis.remedies import Remedy
+from thermoclaw.diagnosis.rich import finding_html
 from thermoclaw.record import LayerInfo
 from thermoclaw.wording import sentence, short_name
 
@@ -75,6 +76,10 @@ class Finding:
     def severity(self) -> tuple[int, int]:
         """Sort key: confident findings first, then early ones."""
         return CONFIDENCES.index(self.confidence), self.first_step
+
+    def _repr_html_(self) -> str:
+        """For notebooks."""
+        return finding_html(self)
 
     def raised_at(self, step: int) -> Finding:
         """The same finding, raised at another step."""

@@ -12,6 +12,7 @@ import numpy as np
 
 from thermoclaw.diagnosis.engine import find
 from thermoclaw.diagnosis.finding import Finding
+from thermoclaw.diagnosis.rich import report_html
 from thermoclaw.files import atomic_file
 from thermoclaw.quantities import EQUILIBRIUM_BAND, R_IE_CAP, Array
 from thermoclaw.record import Record
@@ -54,6 +55,10 @@ class Report:
         for number, finding in enumerate(self.findings, start=1):
             lines += _paragraphs(number, finding)
         return "\n".join(lines).rstrip()
+
+    def _repr_html_(self) -> str:
+        """For notebooks."""
+        return report_html(self.summary, self.findings, healthy=self.healthy)
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for programs."""

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from thermoclaw.markup import thin
 from thermoclaw.quantities import TABLE, Array
 from thermoclaw.record import Record
 from thermoclaw.report import style
@@ -26,7 +27,6 @@ from thermoclaw.report.series import (
     smoothing_width,
     split_shares,
     sum_over_layers,
-    thin,
 )
 from thermoclaw.wording import number
 

@@ -89,20 +89,6 @@ def smooth(values: Array, width: int, *, log: bool = False) -> Array:
     return np.exp(mean) if log else mean
 
 
-def thin(x: Array, y: Array, limit: int = 2000) -> tuple[Array, Array]:
-    """Keep the lowest and the highest value of each of limit / 2 stretches, so that no spike is lost."""
-    if len(x) <= limit:
-        return x, y
-    keep = []
-    for rows in np.array_split(np.arange(len(x)), limit // 2):
-        part = y[rows]
-        if np.isfinite(part).any():
-            keep += sorted({rows[np.nanargmin(part)], rows[np.nanargmax(part)]})
-        else:
-            keep.append(rows[0])
-    return x[keep], y[keep]
-
-
 def median_over_layers(values: Array) -> Array:
     """Median of the finite values of each row, NaN where there is none. [T, L] → [T]."""
     ordered = np.sort(np.where(np.isfinite(values), values, np.nan), axis=1)  # NaN goes last

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from thermoclaw.diagnosis.finding import Finding
-from thermoclaw.markup import is_steep
+from thermoclaw.markup import is_steep, thin
 from thermoclaw.quantities import R_IE_CAP, Array
 from thermoclaw.record import Record
 from thermoclaw.report import palette
@@ -30,7 +30,6 @@ from thermoclaw.report.series import (
     smoothing_width,
     split_shares,
     sum_over_layers,
-    thin,
 )
 from thermoclaw.wording import short_name
 
@@ -176,7 +175,7 @@ def _loss(record: Record, pack: Pack) -> dict[str, Any] | None:
         "numLost": len(lost),
         "firstLost": int(lost[0]) if len(lost) else None,
         "positive": bool((loss[good] > 0).all()),
-        "steep": is_steep(loss[good].tolist()),
+        "steep": is_steep(loss[good]),
     }
 
 

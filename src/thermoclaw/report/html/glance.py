@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from thermoclaw.diagnosis.finding import Finding
-from thermoclaw.markup import escape, is_steep, svg_path
+from thermoclaw.markup import escape, is_steep, svg_path, thin
 from thermoclaw.record import Record
-from thermoclaw.report.series import smooth, smoothing_width, thin
+from thermoclaw.report.series import smooth, smoothing_width
 
 WIDTH, HEIGHT, POINTS = 1000, 100, 500
 APART = 2.5  # per cent of the width between two numbers
@@ -25,8 +25,8 @@ def glance(record: Record, findings: Sequence[Finding]) -> str:
     steps = np.asarray(record.steps, dtype=float)
     ends = (float(steps[0]), float(steps[-1]))
     x, y = thin(steps, loss, POINTS)
-    raw = svg_path(x.tolist(), y.tolist(), width=WIDTH, height=HEIGHT, ends=ends)
-    mean = smooth(loss, smoothing_width(len(loss)), log=is_steep(y.tolist()))
+    raw = svg_path(x, y, width=WIDTH, height=HEIGHT, ends=ends)
+    mean = smooth(loss, smoothing_width(len(loss)), log=is_steep(y))
     every = np.unique(np.linspace(0, len(loss) - 1, POINTS).astype(int))
     line = ""
     if len(loss) >= 80:  # below, the mean is the loss itself
@@ -36,7 +36,7 @@ def glance(record: Record, findings: Sequence[Finding]) -> str:
         f'<path class="raw{"" if line else " alone"}" d="{raw}"/>{line}{_lines(findings, ends)}</svg>'
         f"{_numbers(findings, ends)}"
         f'<span class="from">step {escape(f"{steps[0]:,.0f}")}</span><span class="to">{steps[-1]:,.0f}</span>'
-        f'<span class="what">loss{", logarithmic" if is_steep(y.tolist()) else ""}</span></div>'
+        f'<span class="what">loss{", logarithmic" if is_steep(y) else ""}</span></div>'
     )
 
 
@@ -44,7 +44,7 @@ def _mean_path(x: np.ndarray, y: np.ndarray, at: np.ndarray, mean: np.ndarray, e
     """The running mean on the axes of the raw line: both are drawn as one, and the mean's part is kept."""
     low, high = np.nanmin(y), np.nanmax(y)
     mean = np.clip(mean, low, high)
-    xs, ys = [ends[0], ends[0], *at.tolist()], [float(low), float(high), *mean.tolist()]
+    xs, ys = np.concatenate([ends[:1] * 2, at]), np.concatenate([[low, high], mean])
     path = svg_path(xs, ys, width=WIDTH, height=HEIGHT, ends=ends)
     _, _, rest = path.partition("L")[2].partition("L")
     return f'<path class="mean" d="M{rest}"/>' if rest else ""

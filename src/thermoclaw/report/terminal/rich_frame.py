@@ -50,8 +50,10 @@ def frame(seen: Glance, *, name: str, width: int, plain: bool = False, hint: str
         plain: the terminal has no block characters.
         hint: a last line.
     """
+    state = _state(seen)
+    title = Text(f" {short_name(name, max(width - len(state) - 6, 8))} · ").append_text(state)
     parts: list[RenderableType] = [
-        Rule(Text(f" {short_name(name, max(width - 34, 12))} · ").append_text(_state(seen)), align="left", style="dim"),
+        Rule(title, align="left", style="dim"),
         Text(seen.facts, style="dim"),
         Text(),
         _lines(seen, width=width, plain=plain),
@@ -84,7 +86,7 @@ def _duration(seconds: float) -> str:
 def _lines(seen: Glance, *, width: int, plain: bool) -> Table:
     table = Table.grid(padding=(0, 1))
     narrow = width < _NARROW
-    label_width = 11 if narrow else 21
+    label_width = 12 if narrow else 21
     room = max(min(width - label_width - 12, 120), 8)
     table.add_column(width=label_width, style="dim", overflow="ellipsis", no_wrap=True)
     table.add_column(width=room, style="cyan", no_wrap=True)
@@ -121,10 +123,10 @@ def _finding(finding: Finding, *, is_first: bool, width: int) -> Iterator[Render
 def _layers(seen: Glance, *, width: int, plain: bool) -> Table:
     table = Table.grid(padding=(0, 1))
     narrow, wide = width < _NARROW, width >= _WIDE
-    name_width = max(min(width - (34 if narrow else 58), 40), 12)
+    name_width = max(min(width - (34 if narrow else 72 if wide else 58), 40), 12)
     table.add_column(width=name_width, no_wrap=True)
     table.add_column(width=9, style="dim", no_wrap=True)
-    heads = ["layers to look at", "type", "r", "R_ie"]
+    heads = ["layers to look at" if name_width > 16 else "layer", "type", "r", "R_ie"]
     for _ in range(2 if narrow else 3):
         table.add_column(justify="right", no_wrap=True, min_width=5)
     if not narrow:
