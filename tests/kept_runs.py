@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import textwrap
@@ -88,3 +89,42 @@ def size_of(folder: Path) -> int:
         except FileNotFoundError:
             continue
     return total
+
+
+def keep_run(
+    folder: Path, *, weight_decay: float = 0.01, steps: int = 200, width: int = 24, close: bool = True
+) -> Path:
+    """A regression that goes well, or that decay erodes, kept in a directory."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, width), nn.Tanh(), nn.Linear(width, width), nn.Tanh(), nn.Linear(width, 2))
+    target = torch.randn(8, 2)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=weight_decay)
+    observer = Observer(model, optimizer, run_dir=folder)
+    for _ in range(steps):
+        x = torch.randn(32, 8)
+        loss = (model(x) - x @ target).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        observer.step(loss=loss.detach())
+    observer.close()
+    return folder
+
+
+def command(*arguments: str, refuse: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
+    """`thermoclaw ARGUMENTS` in a process of its own, in which the packages to refuse cannot be imported."""
+    code = textwrap.dedent(
+        f"""
+        import sys
+        class Refuse:
+            def find_spec(self, name, *_):
+                if name.partition(".")[0] in {refuse.split()!r}: raise ImportError(f"{{name}} is refused")
+        sys.meta_path.insert(0, Refuse())
+        from thermoclaw.cli import main
+        sys.exit(main())
+        """
+    )
+    env = {**os.environ, "PYTHONIOENCODING": "utf-8", **environment}
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, encoding="utf-8", env=env, timeout=120
+    )
