@@ -120,10 +120,9 @@ class Folders:
         """Label to what `--data` takes, for everything that looks like a data set."""
         found = {"digits (scikit-learn's, 8 × 8)": "digits"}
         for root in (*self.data, self.runs / UPLOADS):
-            for path in (root, *_entries(root)) if root.is_dir() else ():
-                kind = _kind(path)
-                if kind and _is_below(path, root):
-                    found[f"{path.name} ({kind})"] = f"{kind}:{path}"
+            inside = [(path, _kind(path)) for path in _entries(root) if _is_below(path, root)]
+            sets = [(path, kind) for path, kind in inside if kind] or [(root, _kind(root) if root.is_dir() else "")]
+            found |= {f"{path.name} ({kind})": f"{kind}:{path}" for path, kind in sets if kind}
         return found
 
     def check_data(self, spec: str) -> str:

@@ -100,7 +100,7 @@ def data(run: Path) -> None:
     st.plotly_chart(charts.classes_chart(told), key="classes", config=charts_config())
     columns = st.columns(2)
     for number, name in enumerate(told["classes"]):
-        mine = images[labels == number] if len(images) else []
+        mine = images[labels == number]
         if len(mine):
             column = columns[number % 2]
             column.markdown(f"**{plain(name)}**")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from thermoclaw.app.needs import st
@@ -15,8 +16,9 @@ _COLORS = {"HIGH": "red", "MEDIUM": "orange", "LOW": "gray"}
 
 
 def plain(text: object) -> str:
-    """Any text as Markdown that shows it as it is."""
-    return for_markdown(str(text)).replace("$", "\\$").replace(":", "\\:")
+    """Any text as Markdown that shows it as it is, but for addresses, which a space keeps from becoming links."""
+    dead = re.sub(r"(?i)\b(www)\.", r"\1 .", str(text).replace("://", ": //"))
+    return for_markdown(dead).replace("$", "\\$").replace(":", "\\:")
 
 
 def tell(text: object, *, kind: str = "info") -> None:
