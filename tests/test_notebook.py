@@ -149,13 +149,12 @@ def run(steps: int, *, lr: float = 0.1, **settings: Any) -> tuple[Observer, list
 
 
 def test_it_draws_anew_in_its_place(cell: list[str]) -> None:
-    observer, _, _ = run(64, seconds=0.0)
+    observer, _, _ = run(61, seconds=0.0)
     assert "no step has reached the host" in cell[0]
     assert len(cell) > 4
-    assert f"step {observer.rows_on_host()}<" in cell[-1].replace(" ·", "<")
-    assert 40 <= observer.rows_on_host() < 64  # a few steps behind
+    assert "step 56 " in cell[-1]  # what has reached the host
     observer.close()
-    assert "step 64" in cell[-1]
+    assert "step 61 " in cell[-1]
     assert "ended" in cell[-1]
     for drawn in cell:
         Balanced(drawn)

@@ -95,7 +95,7 @@ class LivePlot:
         from IPython.display import HTML, display
 
         began = time.perf_counter()
-        record = self._observer.record_on_host()
+        record = self._observer.record() if is_over else self._observer.record_on_host()
         self._step = record.num_steps
         drawn = HTML(live_html(record, self._observer.alarms, layers=self._layers, is_over=is_over))
         if self._handle is None:
