@@ -130,17 +130,17 @@ function limits(values, log) {
 }
 
 function logTicks([low, high], count) {
-  const plans = [[1, 2, 5], [1, 3], [1]];
   for (let stride = 1; stride < 400; stride += 1) {
-    for (const subs of stride === 1 ? plans : [[1]]) {
+    for (const subs of stride === 1 ? [[1, 2, 5], [1, 3], [1]] : [[1]]) {
       const found = [];
       for (let e = Math.ceil(Math.floor(low) / stride) * stride; e <= Math.ceil(high); e += stride) {
         for (const sub of subs) {
-          const tick = sub * 10 ** e;
-          if (Math.log10(tick) >= low && Math.log10(tick) <= high) found.push(tick);
+          const place = Math.log10(sub) + e;
+          if (place >= low && place <= high) found.push(sub * 10 ** e);
         }
       }
-      if (found.length <= count && (found.length > 1 || subs.length === 1)) return found.length ? found : [10 ** ((low + high) / 2)];
+      if (found.length < 2 && subs.length === 3) return [0.15, 0.5, 0.85].map((part) => Number((10 ** (low + part * (high - low))).toPrecision(3)));
+      if (found.length <= count) return found;
     }
   }
   return [];

@@ -1,5 +1,7 @@
 // The map of layers over steps: which rows are seen, what a cell says, and a cursor for the keyboard.
 
+const HEIGHT = 660;
+
 function seenRows() {
   const group = DATA.groups[state.group];
   const first = group ? group.first : 0, count = group ? group.count : DATA.layers.length;
@@ -13,8 +15,11 @@ function rowTicks({ first, count }) {
     return { tickvals: rows, ticktext: rows.map((i) => literal(elided(DATA.layers[first + i].name, letters))) };
   }
   if (DATA.groups.length && state.group < 0) {
-    const every = Math.ceil(DATA.groups.length / 40);
-    const shown = DATA.groups.filter((_, i) => i % every === 0);
+    const taken = [], apart = (count / HEIGHT) * 13; // rows that a line of text is high; larger groups go first
+    const shown = [...DATA.groups].sort((a, b) => b.count - a.count || a.first - b.first).filter((g) => {
+      const middle = g.first + (g.count - 1) / 2;
+      return taken.every((other) => Math.abs(other - middle) >= apart) && taken.push(middle);
+    });
     return { tickvals: shown.map((g) => g.first + (g.count - 1) / 2), ticktext: shown.map((g) => literal(elided(g.label, letters))) };
   }
   const every = Math.ceil(count / 40), rows = Array.from({ length: Math.ceil(count / every) }, (_, i) => i * every);
@@ -71,7 +76,7 @@ charts.heat = {
     const heat = { type: "heatmap", x: DATA.edges, y, hoverinfo: "none", showscale: false, zsmooth: false };
     const traces = [{ ...heat, z, zmin: quantity.colors[0], zmax: quantity.colors[1], colorscale: stops(colors) }];
     if (lost || zero) traces.push({ ...heat, z: flags, zmin: 0, zmax: 1, colorscale: [[0, zeroColor()], [1, lostColor()]], hoverinfo: "skip" });
-    const height = Math.max(130, Math.min(rows.count <= 12 ? rows.count * 24 : rows.count * 17, 660)) + 72;
+    const height = Math.max(130, Math.min(rows.count <= 12 ? rows.count * 24 : rows.count * 17, HEIGHT)) + 72;
     const plot = show(name, traces, {
       height, hovermode: "closest", margin: { l: isNarrow() ? 100 : 196, r: 14, t: 24, b: 44 },
       xaxis: { ...stepAxis(), showgrid: false }, yaxis: { range: [rows.count - 0.5, -0.5], fixedrange: true, showgrid: false, zeroline: false, ...rowTicks(rows) },
