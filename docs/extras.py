@@ -24,7 +24,7 @@ USES = {
     "lightning": "the [callback](lightning.md) for Lightning",
     "accelerate": "loops with [Accelerate](accelerate.md)",
     "html": "reports as HTML pages",
-    "terminal": "a live view in the terminal, completion of commands",
+    "terminal": "a live view [in the terminal](terminal.md)",
     "parquet": "export to Parquet",
     "onnx": "export of a trained model to ONNX",
     "app": "the web app",

@@ -51,7 +51,7 @@ def frame(seen: Glance, *, name: str, width: int, plain: bool = False, hint: str
         hint: a last line.
     """
     state = _state(seen)
-    title = Text(f" {short_name(name, max(width - len(state) - 6, 8))} · ").append_text(state)
+    title = Text(f"{short_name(name, max(width - len(state) - 6, 8))} · ").append_text(state)
     parts: list[RenderableType] = [
         Rule(title, align="left", style="dim"),
         Text(seen.facts, style="dim"),
@@ -113,7 +113,7 @@ def _verdict(seen: Glance, *, width: int) -> Iterator[RenderableType]:
 
 
 def _finding(finding: Finding, *, is_first: bool, width: int) -> Iterator[RenderableType]:
-    head = Text(f"[{finding.confidence}] ", style=_STYLES.get(finding.confidence, ""))
+    head = Text().append(f"[{finding.confidence}] ", _STYLES.get(finding.confidence, ""))
     yield head.append(finding.title, style="bold").append(f" ({finding.code}, since step {finding.first_step})", "dim")
     if is_first:
         advice = one_line(finding.advice, max(4 * (width - 4), 80))
