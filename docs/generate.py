@@ -19,6 +19,7 @@ import causal_tables
 import clipping_tables
 import cost_tables
 import extras
+import html_tables
 import phase_tables
 import preflight_tables
 import quantity_parts
@@ -110,6 +111,7 @@ PARTS: dict[str, Callable[[], str]] = {
     **causal_tables.PARTS,
     **clipping_tables.PARTS,
     **cost_tables.PARTS,
+    **html_tables.PARTS,
     **phase_tables.PARTS,
     **preflight_tables.PARTS,
     **quantity_parts.PARTS,
