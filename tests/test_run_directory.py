@@ -20,7 +20,7 @@ from torch import nn
 
 import thermoclaw
 from kept_runs import Training, assert_holds, assert_same_record, assert_same_rows, program, run_program, size_of
-from thermoclaw import Observer, load
+from thermoclaw import Finding, Observer, Record, load
 from thermoclaw.runs import RunReader, keeper, store, writer
 from thermoclaw.runs.claim import claim
 from thermoclaw.runs.names import parts_in
@@ -81,6 +81,21 @@ def test_the_diagnosis_of_the_directory_is_that_of_the_observer(tmp_path: Path) 
     run = Training(run_dir=tmp_path / "a").go(70)
     run.observer.close()
     assert str(thermoclaw.diagnose(tmp_path / "a")) == str(thermoclaw.diagnose(run.observer))
+
+
+def test_what_detectors_testify_is_kept_at_the_end(tmp_path: Path) -> None:
+    """As `observer.record()` has it."""
+
+    class Witness:
+        def findings(self, record: Record | None = None) -> list[Finding]:
+            words = {name: name for name in ("code", "title", "seen", "meaning", "advice", "source")}
+            return [Finding(**words, confidence="LOW", first_step=3, raised_step=5)]
+
+    run, witness = Training(run_dir=tmp_path / "a").go(40), Witness()
+    run.observer.hear(witness)
+    run.observer.close()
+    assert len(load(tmp_path / "a").events) == 1
+    assert_same_record(load(tmp_path / "a"), run.observer.record())
 
 
 def test_layers_that_join_later(tmp_path: Path, quick: None) -> None:

@@ -79,7 +79,7 @@ class Keeper:
         if attachment is None or self._is_done or os.getpid() != self._pid:
             return
         if closing:
-            self._finish(attachment)
+            self._finish(attachment, testify=True)
         elif self._writer is None or not self._writer.is_full:
             self._hand_over(attachment, stop=attachment.meter.due_step + 1)
 
@@ -89,18 +89,21 @@ class Keeper:
         if attachment is None or self._is_done or os.getpid() != self._pid:
             return
         try:
-            if _is_on_host(attachment):
+            waits_for_nobody = _is_on_host(attachment)
+            if waits_for_nobody:
                 attachment.catch_up()
-            self._finish(attachment)
+            self._finish(attachment, testify=waits_for_nobody)
         except Exception:
             logger.exception("thermoclaw: the end of the run was not kept in %s", self.folder)
 
-    def _finish(self, attachment: Any) -> None:
+    def _finish(self, attachment: Any, *, testify: bool) -> None:
         self._is_done = True
         self._forget()
         if len(attachment.meter.intake.history) and attachment.has_stepped:
             self._hand_over(attachment, stop=None, describe=True)
             assert self._writer is not None
+            if testify:
+                self._writer.give(None, events=list(attachment.witnesses.heard(attachment.record()).events))
             self._writer.finish()
         elif not self._claim.goes_on:
             self._claim.release()
