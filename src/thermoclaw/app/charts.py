@@ -23,6 +23,7 @@ from thermoclaw.wording import short_name
 
 POINTS, MAP_BINS, MOST_ROWS = 600, 200, 400
 MOST_X = 20.0
+SHOWN = 1e-12  # of the largest dissipation: what is below has come to a stop
 LATE = 0.2  # the last part of the run that a layer's point stands for
 HEAT = ("#313695", "#4575B4", "#74ADD1", "#ABD9E9", "#FEE090", "#FDAE61", "#F46D43", "#A50026")
 
@@ -103,6 +104,7 @@ def plane_chart(record: Record) -> Any:
     heat = _middle(rows["temperature"])
     lost = _middle(rows["sigma"]) / np.array([max(layer.num_params, 1) for layer in record.layers], dtype=float)
     known = (heat > 0) & (lost > 0)
+    known &= lost > SHOWN * np.nanmax(np.where(known, lost, 0.0))
     types = layer_types(record)
     for kind in types:
         mine = [i for i in np.flatnonzero(known) if record.layers[i].ltype == kind]

@@ -52,8 +52,14 @@ def findings_of(run: Path, record: Record, *, live: bool) -> list[Finding]:
     """The verdict, and each finding with what to try."""
     findings = report_of(run, record, live=live).findings
     answer = verdict(record, findings)
-    kind = {"bad": "error", "doubtful": "warning", "good": "success"}.get(answer.state, "info")
-    tell(f"{answer.word}: {answer.headline}. {answer.where}. {answer.since}. {answer.action}", kind=kind)
+    box = {"bad": st.error, "doubtful": st.warning, "good": st.success}.get(answer.state, st.info)
+    where = "" if answer.where in answer.headline else f"{answer.where}. "
+    lines = [
+        f"**{plain(answer.word)}.** {plain(answer.headline)}.",
+        plain(f"{where}{answer.since}."),
+        plain(answer.action),
+    ]
+    box("\n\n".join(lines))
     for finding in findings:
         title = f":{_COLORS[finding.confidence]}[{finding.confidence}] {plain(finding.title)}"
         with st.expander(f"{title} (since step {finding.first_step})"):

@@ -18,6 +18,7 @@ from thermoclaw.train.settings import MODELS, OPTIMIZERS, SCHEDULES
 from thermoclaw.wording import number
 
 REFRESH_S = 2.0
+_METRIC = 140  # pixels
 _UPLOAD = "A ZIP file of my own (below)"
 
 
@@ -133,11 +134,12 @@ def _head(run: Path, told: dict[str, Any]) -> None:
         st.progress(
             min(step / steps, 1.0) if steps else 0.0, text=f"{words}: step {step:,} of {steps:,}" if steps else words
         )
-        first, second, third, fourth = st.columns(4)
-        first.metric("Epoch", f"{told.get('epoch', '–')} / {told.get('epochs', '–')}")
-        second.metric("Training loss", number(told["loss"]) if told.get("loss") is not None else "–")
-        third.metric("Test accuracy", percent(told.get("val_accuracy")))
-        fourth.metric("Time left" if jobs.is_live(told) else "Time", clock(_seconds(told)))
+        with st.container(horizontal=True, gap="large"):  # side by side as far as there is room
+            st.metric("Epoch", f"{told.get('epoch', '–')} / {told.get('epochs', '–')}", width=_METRIC)
+            loss = told.get("loss")
+            st.metric("Training loss", number(loss) if loss is not None else "–", width=_METRIC)
+            st.metric("Test accuracy", percent(told.get("val_accuracy")), width=_METRIC)
+            st.metric("Time left" if jobs.is_live(told) else "Time", clock(_seconds(told)), width=_METRIC)
     if jobs.is_live(told):
         if st.button("Stop", key="stop", help="after the present step, with a checkpoint and a report"):
             jobs.stop(run)
