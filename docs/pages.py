@@ -72,11 +72,23 @@ def inside(folder: Path) -> Iterator[None]:
         os.chdir(before)
 
 
+@contextlib.contextmanager
+def threads_kept() -> Iterator[None]:
+    """With torch's number of threads as it was, afterwards."""
+    import torch
+
+    before = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def run(text: str, folder: Path, *, name: str = "page") -> list[tuple[Block, str]]:
     """Run a page's Python blocks in a folder; each shown output with what was really printed."""
     namespace: dict[str, object] = {"__name__": "__main__"}
     printed, shown = "", []
-    with inside(folder):
+    with inside(folder), threads_kept():
         for block in blocks(text):
             if block.kind == "python" and block.mark != "not run":
                 code = compile("\n" * block.line + block.body, name, "exec")
