@@ -76,8 +76,9 @@ class Store:
         for path in self._folder.glob(".*.part"):  # what a killed process was writing
             self._remove(path)
         seen = np.empty(0, dtype=np.int64)
-        for number, path in parts_in(self._folder).items():
-            self._number = max(self._number, number)
+        found = parts_in(self._folder)
+        self._number = max(found, default=0)
+        for path in found.values():
             try:
                 rows = read_part(path)
             except RecordError as error:
