@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -167,6 +168,64 @@ def test_clipping_that_holds_every_step_back() -> None:
     run = Synthetic(optimizer="SGD").set(loss=2.5 + 0.01 * np.sin(np.arange(200)))
     run.set(grad_sq=1.25e-7, update_sq=(1e-5 * 10) ** 2, overshoot=-0.35 * 3.5e-4 * 1e-4, alignment=0.4)
     assert "max_norm" in heard(run.record(), "over_clipping").evidence
+
+
+def test_clipping_below_epsilon() -> None:
+    def run(spread: float) -> Record:
+        size = 5e-11 * np.exp(spread * np.random.default_rng(0).standard_normal((200, 8)))
+        made = Synthetic(optimizer="Adam").set(grad_sq=4096 * size**2, grad_sq_smooth=4096 * 2.5e-21)
+        return made.set(update_sq=4096 * (5e-3 * 1e-3) ** 2).record()
+
+    assert heard(run(0.0), "over_clipping").evidence["max_norm"] == pytest.approx(5e-11 * np.sqrt(8 * 4096))
+    silent(run(0.0), "epsilon_dominates")
+    assert heard(run(0.3), "epsilon_dominates").evidence["eps"] == 1e-8  # other norms at each step: nobody clips
+    silent(run(0.3), "over_clipping")
+
+
+def test_a_full_batch_that_stands_still_is_not_clipped() -> None:
+    def run(agree: float) -> Record:
+        made = Synthetic(optimizer="SGD").set(loss=2.5 + 1e-6 * np.arange(200), coherence=agree)
+        made.set(grad_sq=1.25e-7, update_sq=(1e-5 * 10) ** 2, overshoot=-0.35 * 3.5e-4 * 1e-4, alignment=0.4)
+        return made.record()
+
+    silent(run(1.0), "over_clipping")
+    assert heard(run(1.0), "lr_too_low").confidence == "HIGH"
+    assert heard(run(0.5), "over_clipping").code == "over_clipping"
+
+
+def test_an_expert_that_nobody_chooses() -> None:
+    def run(*idle: int) -> Record:
+        names = ("stem", "ex.0.up", "ex.0.down", "ex.1.up", "ex.1.down", "mid", "last", "head")
+        made = Synthetic().probe(silent_rows=0.0, dead_rows=0.0, grad_zeros=0.0)
+        for layer in idle:
+            made.set(slice(100, None), layer, grad_sq=0.0)
+            for name, value in (("silent_rows", 1.0), ("grad_zeros", 1.0)):
+                made.columns[name][100::4, layer] = value
+        record = made.record()
+        layers = tuple(replace(layer, name=name) for layer, name in zip(record.layers, names, strict=True))
+        return Record(record.steps, layers, record.layer_values, record.run_values, record.meta)
+
+    unused = next(f for f in run_rules(run(3, 4)) if f.code == "dead_units")
+    assert (unused.confidence, unused.layers) == ("LOW", ("ex.1.up", "ex.1.down"))
+    dead = heard(run(3), "dead_units")  # the layer after it has a gradient in its bias
+    assert (dead.confidence, dead.layers) == ("HIGH", ("ex.1.up",))
+    both = heard(run(3, 4, 5), "dead_units")
+    assert (both.confidence, both.layers) == ("HIGH", ("mid",))
+
+
+def test_layers_that_begin_at_zero_hold_gradients_back_for_a_while() -> None:
+    fading = np.geomspace(1e-6, 1.0, 8) * np.ones((200, 8))
+    assert heard(Synthetic(optimizer="SGD").set(grad_sq=0.09 * fading**2).record(), "vanishing_gradients")
+    gates = Synthetic(optimizer="SGD").set(grad_sq=np.where(np.arange(8) % 4 < 3, 1e-14, 1.0) * np.ones((200, 8)))
+    assert heard(gates.record(), "vanishing_gradients")
+    gates.columns["start_gain"] = np.where(np.arange(8) % 4 < 3, 0.58, 0.0) * np.ones((200, 8))
+    silent(gates.record(), "vanishing_gradients")
+
+
+def test_a_weight_that_a_tiny_rate_cannot_move_is_not_frozen() -> None:
+    stuck = Synthetic(optimizer="Adam").set(layers=2, update_sq=0.0)
+    assert heard(stuck.record(), "frozen_layers").confidence == "HIGH"
+    silent(stuck.set(lr=1e-9).record(), "frozen_layers")
 
 
 def test_weights_that_grow_along_themselves() -> None:

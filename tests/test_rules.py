@@ -107,6 +107,34 @@ def test_parameters_missing_from_the_optimizer() -> None:
     assert set(finding.layers) == {"2.weight", "2.bias"}
 
 
+def only_the_end(trained_before: int, start: int) -> tuple[str, str]:
+    """What is said where the optimizer has the layers from `start` on, and the others had some steps before."""
+    torch.manual_seed(0)
+    model = nn.Sequential(*(nn.Linear(64, 64) if i % 2 == 0 else nn.Tanh() for i in range(9)))
+    everything = torch.optim.Adam(model.parameters(), lr=1e-3)
+    for _ in range(trained_before):
+        everything.zero_grad()
+        (model(torch.randn(16, 64)) - 1).square().mean().backward()
+        everything.step()
+    optimizer = torch.optim.SGD(model[start:].parameters(), lr=0.05)
+    observer = Observer(model, optimizer, strict=True)
+    for _ in range(20):
+        model.zero_grad()
+        loss = (model(torch.randn(16, 64)) - 1).square().mean()
+        loss.backward()
+        optimizer.step()
+        observer.step(loss=loss)
+    return next((f.confidence, f.meaning) for f in diagnose(observer).findings if f.code == "frozen_layers")
+
+
+def test_a_forgotten_encoder_is_one_that_nobody_ever_trained() -> None:
+    confidence, meaning = only_the_end(0, 4)
+    assert confidence == "HIGH"
+    assert "as they were drawn" in meaning
+    assert only_the_end(100, 4)[0] == "LOW"  # a backbone that was trained before, left alone on purpose
+    assert only_the_end(0, 8)[0] == "LOW"  # a head on random features
+
+
 def test_training_only_the_head_is_not_a_fault() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 2))

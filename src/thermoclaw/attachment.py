@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from thermoclaw import checkpoint
 from thermoclaw.attach import Hooks, can_hook
+from thermoclaw.company import Company
 from thermoclaw.diagnosis.engine import check_interval, live_findings
 from thermoclaw.diagnosis.finding import Finding
 from thermoclaw.idle import Idle
@@ -27,8 +28,9 @@ from thermoclaw.measure.meter import Meter, Settings
 from thermoclaw.measure.sharded import PeerFailed
 from thermoclaw.partition import Partition
 from thermoclaw.record import Record
+from thermoclaw.renewal import Renewal
 from thermoclaw.run_meta import describe_run
-from thermoclaw.state import StateError, count, take, text, untext
+from thermoclaw.state import StateError, count, counts, take, text, untext
 from thermoclaw.testimony import Witnesses
 
 logger = logging.getLogger("thermoclaw")
@@ -76,6 +78,12 @@ def _never_stops(door: Callable[..., None]) -> Callable[..., None]:
     return guarded
 
 
+def _others(mine: Any) -> list[Attachment]:
+    """One live attachment of every other optimizer that is observed."""
+    found = (attached_to(optimizer) for optimizer in list(_attached) if optimizer is not mine)
+    return [attachments[0] for attachments in found if attachments]
+
+
 def _is_anothers(p: Tensor, mine: Any) -> bool:
     """Whether a parameter belongs to another optimizer that is observed: of a critic, say, that steps more rarely."""
     others = [optimizer for optimizer in _attached if optimizer is not mine]
@@ -109,6 +117,8 @@ class Attachment:
         self.model, self._optimizer = model, optimizer
         self._next_check = check_interval(0)
         self._losses = Losses()
+        self._renewal = Renewal()
+        self._company = Company(model)
         self._warned: set[str] = set()
         self._idle = Idle(self.meter.layout.unoptimized, lambda p: _is_anothers(p, optimizer))
         models = model if isinstance(model, list) else [model]
@@ -167,6 +177,8 @@ class Attachment:
 
     def _timed_before(self, *, closure: bool, begins: bool) -> None:
         with self.meter.own_work(lap=begins):
+            if begins and not closure:
+                self._renewal.look([unit.params[0] for unit in self.meter.layout.units[: Renewal.PARAMS]])
             self.meter.before_step(closure=closure, begins=begins)
 
     @_never_stops
@@ -181,6 +193,8 @@ class Attachment:
     def _timed_after(self) -> None:
         with self.meter.own_work():
             self.meter.after_step()
+            if len(_attached) > 1:
+                self._company.look(_others(self._optimizer))
         if self.meter.is_capturing():  # from here on the hooks may be silent
             self._polled, self._calls_seen = set(), self.meter.num_calls
 
@@ -363,6 +377,7 @@ class Attachment:
             raised = [event["finding"] for event in earlier.events if event.get("kind") == "alarm"]
             self.alarms.extend(Finding.from_json(finding) for finding in raised)
             self.run_id = record.meta.get("run_id", self.run_id)
+            self._idle.edges = dict(record.meta.get("outside_edges") or {})
         self.events.append({"kind": "resume", "step": step})
         return fits
 
@@ -394,6 +409,9 @@ class Attachment:
             "has_cadence_event": self._has_cadence_event,
             "losses": self._losses.pending,
             "missing": self._idle.told,
+            "outside_edges": self._idle.edges,
+            "gradients_renewed": [self._renewal.renewed, self._renewal.compared],
+            "in_company": [self._company.between, self._company.steps],
             "is_polled": self.hooks is None,
             "run_id": self.run_id,
         }
@@ -445,8 +463,12 @@ class Attachment:
         raised = [event["finding"] for event in self.events if event.get("kind") == "alarm"]
         self.alarms = [Finding.from_json(finding) for finding in raised]
         self._next_check, self._has_cadence_event = count(state, "next_check"), take(state, "has_cadence_event", bool)
+        if "gradients_renewed" in state:  # an older state lacks them
+            self._renewal = Renewal(*counts(state, "gradients_renewed"))
+            self._company = Company(self.model, *counts(state, "in_company"))
         self._losses.load(take(state, "losses", list), self.meter.device)
-        self._idle.load(take(state, "missing", dict))
+        edges = take(state, "outside_edges", dict) if "outside_edges" in state else {}  # an older state lacks them
+        self._idle.load(take(state, "missing", dict), edges)
         self._calls_at_start, self._polls, self._polled = self.meter.num_calls, 0, set()
         self._told_step = self.meter.due_step
         if take(state, "is_polled", bool) and self.hooks is not None:  # its hooks were found not to fire
@@ -470,6 +492,9 @@ class Attachment:
         return {
             **describe_run(self.meter, self._optimizer),
             "unoptimized": self._idle.names,
+            "outside_edges": self._idle.edges,
+            "gradients_renewed": [self._renewal.renewed, self._renewal.compared],
+            "in_company": [self._company.between, self._company.steps],
             "parameter_order": self._parameter_order,
             "failed": self.failed,
             **({"run_id": self.run_id} if self.run_id is not None else {}),

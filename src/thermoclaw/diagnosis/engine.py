@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from thermoclaw.diagnosis.finding import CONFIDENCES, Finding
 from thermoclaw.diagnosis.rules import RULES
+from thermoclaw.diagnosis.view import view_of
 from thermoclaw.record import Record
 
 logger = logging.getLogger("thermoclaw")
@@ -36,6 +37,10 @@ _ENDS = ("overfitting", "non_finite_features", "non_finite", "plateau")  # these
 _STANDSTILLS = ("lr_too_low", "over_clipping", "label_noise", "overfitting", "plateau")
 _SELDOM = ("attention_logit_growth", "output_logit_divergence")  # looked at every few dozen steps
 _FROM_OUTSIDE = ("distribution_shift", "loss_spike", "gradient_spike", "lr_schedule_zero")
+_BY_LOSS = (
+    *("distribution_shift", "exploding_gradients", "gradient_accumulation_bug", "gradient_noise", "incoherent_update"),
+    *("label_noise", "loss_spike", "lr_too_low", "momentum_too_high", "overfitting", "plateau", "unbounded_loss"),
+)
 _FAR = 300  # steps after which what comes from outside is a failure of its own
 _LARGE_SPIKE = 100.0
 CHECK_EARLY, EARLY, CHECK_LATER, CHECK_SELDOM = 8, 256, 32, 256  # steps
@@ -54,8 +59,17 @@ def run_rules(record: Record) -> list[Finding]:
             logger.log(level, "thermoclaw: the rule %s failed and is left out", rule.code, exc_info=True)
             continue
         if finding is not None:
-            found.append(finding)
+            found.append(_of_a_game(finding) if view_of(record).is_game else finding)
     return found
+
+
+def _of_a_game(finding: Finding) -> Finding:
+    """In a game of two optimizers what a loss or its slope foretells need not come: for information only."""
+    by_loss = finding.code in _BY_LOSS or (finding.code == "lr_too_high" and "loss_at_start" in finding.evidence)
+    if finding.confidence == "LOW" or not by_loss:
+        return finding
+    meaning = f"{finding.meaning} Another optimizer moves a model of its own in between: this loss alone tells little."
+    return replace(finding, confidence="LOW", meaning=meaning)
 
 
 def find(record: Record) -> list[Finding]:

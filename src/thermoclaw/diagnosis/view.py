@@ -28,6 +28,8 @@ from thermoclaw.diagnosis.signals import (
 from thermoclaw.quantities import Array
 from thermoclaw.record import Record
 
+CLIP_SPREAD = 1e-3  # of norms that clipping makes equal
+
 _views: weakref.WeakKeyDictionary[Record, View] = weakref.WeakKeyDictionary()
 
 
@@ -131,6 +133,12 @@ class View:
         return self.fresh and len(usual) > 1 and float(np.mean(usual)) >= 0.75
 
     @cached_property
+    def is_game(self) -> bool:
+        """Whether another optimizer moves a model of its own between the steps: the loss says little by itself then."""
+        between, steps = self.record.meta.get("in_company") or (0, 0)
+        return bool(steps >= 8 and between > 0.1 * steps)
+
+    @cached_property
     def fresh(self) -> bool:
         """Whether the record begins with the run."""
         return len(self.record) > 0 and int(self.record.steps[0]) == 1
@@ -213,6 +221,11 @@ class View:
     def radial_share(self) -> Array:
         """Median over weight layers of the share of a step that lengthens the weights, [T]."""
         return np.nan_to_num(median_over(self.radial[1], self.big))
+
+    def is_clipped(self, rows: int) -> Mask:
+        """Where the gradient norm has been one and the same number for some rows, as clipping makes it, [T]."""
+        same = np.concatenate([[False], np.abs(_over(self.grad[1:], self.grad[:-1]) - 1.0) < CLIP_SPREAD])
+        return np.asarray(trailing_mean(same.astype(float), rows) > 1.0 - 2.0 / rows)
 
     def update_is_usual(self, row: int) -> bool:
         """Whether the step at a row is about as long as those of the fifty rows before it."""

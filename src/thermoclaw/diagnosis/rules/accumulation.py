@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from thermoclaw.diagnosis.finding import Finding
-from thermoclaw.diagnosis.rules.pace import is_clipped
+from thermoclaw.diagnosis.rules.pace import CLIP_ROWS
 from thermoclaw.diagnosis.selection import tell
 from thermoclaw.diagnosis.signals import Mask, held, lagged, median_over, middle, trailing_mean
 from thermoclaw.diagnosis.view import View, view_of
@@ -23,13 +23,14 @@ SUM_ROWS, SUM_NOISE, SUM_COHERENCE, SUM_BATCHES, SUM_MOVES, SUM_KEEPS, SUM_LASTS
     20,
     80,
 )
+RENEWED_STEPS = 4
 SUM_PAYS, SUM_GROWS, SUM_EARLY = 0.4, 1.5, slice(2, 12)
 
 
 def gradient_accumulation_bug(record: Record) -> Finding | None:
     """Gradients of earlier steps are still in the sum: it grows step by step and hardly turns."""
     view = view_of(record)
-    if not view.fresh or len(record) < 12:
+    if not view.fresh or len(record) < 12 or _are_renewed(record):
         return None
     first = middle(view.grad[:2]) if np.isfinite(view.grad[:2]).any() else 0.0
     if not first > 0:
@@ -58,6 +59,12 @@ def gradient_accumulation_bug(record: Record) -> Finding | None:
     )
 
 
+def _are_renewed(record: Record) -> bool:
+    """Whether the gradients were other tensors at most steps, so that nothing adds up. Older records do not know."""
+    renewed, compared = record.meta.get("gradients_renewed") or (0, 0)
+    return bool(compared >= RENEWED_STEPS and renewed > 0.5 * compared)
+
+
 def _steady_sum(record: Record, growth: Array) -> tuple[int, int] | None:
     """Gradients that hardly turn and show no batch noise although the losses of the batches differ."""
     view = view_of(record)
@@ -74,7 +81,7 @@ def _steady_sum(record: Record, growth: Array) -> tuple[int, int] | None:
     moving = trailing_mean(view.update_ratio, SUM_ROWS) > SUM_MOVES
     hit = (noise < SUM_NOISE) & (turning > SUM_COHERENCE) & batches_differ & moving
     grows = (growth > SUM_GROWS) & (middle(growth[SUM_EARLY]) > 1.0)  # a sum is longer than what it began with
-    hit &= grows | ((growth > SUM_KEEPS) & is_clipped(view))
+    hit &= grows | ((growth > SUM_KEEPS) & view.is_clipped(CLIP_ROWS))
     hit &= ~_pays(view)
     hit[:SUM_ROWS] = False
     hit &= record["step"] < SUM_UNTIL  # a sum that was never cleared shows early

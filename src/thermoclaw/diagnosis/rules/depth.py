@@ -11,7 +11,7 @@ from thermoclaw.diagnosis.view import view_of
 from thermoclaw.quantities import Array
 from thermoclaw.record import Record
 
-VANISH_RATIO, VANISH_HIGH, VANISH_ROWS = 2e-3, 3e-4, 20
+VANISH_RATIO, VANISH_HIGH, VANISH_ROWS, VANISH_MOVES = 2e-3, 3e-4, 20, 0.3
 EXPLODE_RATIO = 70.0
 STEEP, STEEP_CALM, STEEP_HIGH, STEEP_USUAL, ALREADY = 24.0, 1000.0, 30.0, 4.0, 0.5
 
@@ -21,7 +21,7 @@ def _depth_profile(record: Record) -> tuple[Mask, Array] | None:
     if len(record) < 20:
         return None
     mask = weights_of(record) & np.array([layer.ltype != "embedding" for layer in record.layers], dtype=bool)
-    mask &= (record["has_grad"] > 0).mean(axis=0) > 0.5
+    mask &= ((record["has_grad"] > 0).mean(axis=0) > 0.5) & view_of(record).began_with_weights
     if mask.sum() < 4:
         return None
     sizes = np.array([layer.num_params for layer in record.layers], dtype=float)[mask]
@@ -38,10 +38,15 @@ def vanishing_gradients(record: Record) -> Finding | None:
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = np.median(rms[:, :quarter], axis=1) / np.median(rms[:, -quarter:], axis=1)
     alive = np.isfinite(ratio) & (ratio > 0) & (np.nanmax(np.nan_to_num(record["lr"]), axis=1) > 0)
+    moved, ends = (
+        median_over(record["update_ratio"][:, mask], which)
+        for which in (np.arange(rms.shape[1]) < quarter, np.arange(rms.shape[1]) >= rms.shape[1] - quarter)
+    )
+    if view_of(record).is_unit_size:  # its steps do not follow the gradient: where they are alike, nothing is lost
+        alive &= ~(moved > VANISH_MOVES * ends)
     span = held(alive & (ratio < VANISH_RATIO), VANISH_ROWS)
     if span is None:
         return None
-    moved = median_over(record["update_ratio"][:, mask], np.arange(rms.shape[1]) < quarter)
     start, row = span
     early = np.zeros(len(record.layers), dtype=bool)
     early[np.flatnonzero(mask)[:quarter]] = True

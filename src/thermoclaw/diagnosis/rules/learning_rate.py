@@ -8,6 +8,7 @@ import numpy as np
 
 from thermoclaw.diagnosis.finding import Finding
 from thermoclaw.diagnosis.remedies import Remedy
+from thermoclaw.diagnosis.rules.precision import all_zero
 from thermoclaw.diagnosis.selection import tell, two_digits
 from thermoclaw.diagnosis.signals import (
     LossView,
@@ -33,6 +34,7 @@ LR_SIGMA_GROWTH = 10.0
 LR_THROWN, LR_THROWN_STEPS, LR_THROWN_SPIKE = 2.0, 20, 1.2
 LR_STALLED_GAIN, LR_STALLED_STEP = 0.1, 100
 LR_EXPLODED = 5.0
+LR_DESCENDS, LR_AGREES = 0.1, 0.5
 LR_JUMP, LR_JUMP_ROWS = 3.0, 60
 LR_FIRST, LR_FIRST_ROWS, LR_FIRST_FELL, LR_FIRST_ROSE, LR_DEEP = 0.2, 8, 0.8, 1.1, 3
 
@@ -53,6 +55,7 @@ def lr_too_high(record: Record) -> Finding | None:
     if not (burst | lost | thrown | stalled).any():
         return None
     signs = _StepSigns.of(record)
+    burst, lost = burst & ~signs.descends, lost & ~signs.descends
     for kind, confidence, condition, rows in (
         ("exploded", "HIGH", burst & (signs.update_ratio > LR_UPDATE_RATIO), 3),
         ("thrown", "HIGH", thrown & (loss.smooth > 0.5 * loss.start), 5),
@@ -78,6 +81,7 @@ def _rewritten(record: Record) -> Finding | None:
     ratio = np.where(decayed < 0.3, ratio, -np.inf)  # decay shrinks the weights by itself, whatever the gradient
     least = LR_FIRST_FELL if view.big.sum() >= LR_DEEP else LR_FIRST_ROSE  # shallow models do rewrite theirs
     fell = middle(record.loss[3:LR_FIRST_ROWS]) < least * record.loss[0]
+    fell &= all_zero(view) is None  # to where no gradient is left
     if fell or np.count_nonzero(ratio > LR_FIRST) < 2:  # a single one may be somebody else's write
         return None
     worst, row = largest(ratio), min(LR_FIRST_ROWS, len(record)) - 1
@@ -167,6 +171,11 @@ class _StepSigns:
                 self.sigma_growth > LR_SIGMA_GROWTH,
             ]
         )
+
+    @property
+    def descends(self) -> Mask:
+        """Where steps still lead down at their far ends, and gradients agree: they did not make the loss rise, [T]."""
+        return np.asarray((self.overshoot_share < LR_DESCENDS) & (self.coherence > LR_AGREES))
 
     @property
     def count(self) -> Array:

@@ -11,6 +11,9 @@ from thermoclaw.diagnosis.signals import Mask, held, weights_of
 from thermoclaw.diagnosis.view import View, view_of
 from thermoclaw.record import Record
 
+MORE_THAN_A_HEAD = 3  # weight layers: a head may be trained on random features on purpose
+UNIFORM = 3.5  # standard deviations within which the largest weight is where a uniform draw has it
+
 
 def no_gradient(record: Record) -> Finding | None:
     """No layer gets a gradient at all."""
@@ -103,9 +106,9 @@ def _could_move(record: Record) -> Mask:
     """Where the gradient is large enough for a step that the weights' number format can hold, [T, L]."""
     view = view_of(record)
     gradient = np.sqrt(record["grad_sq"] / view.sizes)
-    if view.is_unit_size:
-        return np.asarray(gradient > 1e-9)
     weight = np.sqrt(record["param_sq"] / view.sizes)
+    if view.is_unit_size:
+        return np.asarray((gradient > 1e-9) & (record["lr"] > 3e-7 * weight))
     return np.asarray(record["lr"] * gradient > 3e-7 * weight)
 
 
@@ -143,6 +146,13 @@ def _cut_off(record: Record) -> Finding | None:
     )
 
 
+def _as_drawn(record: Record, names: list[str]) -> bool:
+    """Whether the matrices among these parameters are uniform, as PyTorch draws them: training softens the edges."""
+    edges = record.meta.get("outside_edges") or {}
+    told = np.array([float(edges[name]) for name in names if name in edges])
+    return len(told) > 0 and view_of(record).fresh and bool((np.abs(told) < UNIFORM).all())
+
+
 def _missing_parameters(record: Record) -> Finding | None:
     """Parameters outside the optimizer that get gradients and that nobody moves."""
     missing = [str(name) for name in record.meta.get("unoptimized", ())]
@@ -154,6 +164,8 @@ def _missing_parameters(record: Record) -> Finding | None:
     deliberate = bool(order) and max(place.get(n, 0) for n in missing) < min(place.get(n, 0) for n in optimized)
     adapters = any(_is_adapter(name) for name in optimized) and not any(_is_adapter(name) for name in missing)
     adapters &= len(missing) >= len(optimized)
+    untrained = not adapters and weights_of(record).sum() >= MORE_THAN_A_HEAD and _as_drawn(record, missing)
+    deliberate &= not untrained
     confidence = "LOW" if deliberate or adapters else "HIGH"
     some = ", ".join(missing[:3]) + (" …" if len(missing) > 3 else "")
     return Finding(
@@ -163,7 +175,8 @@ def _missing_parameters(record: Record) -> Finding | None:
         seen=f"{len(missing)} trainable parameters get gradients but are in no group of the optimizer and never "
         f"change: {some}.",
         meaning="They cost a backward pass and learn nothing."
-        + (" It looks deliberate: everything before the trained part is left out." if deliberate else ""),
+        + (" It looks deliberate: everything before the trained part is left out." if deliberate else "")
+        + (" Their matrices are as they were drawn: nobody has trained them before, either." if untrained else ""),
         advice="Add them to the optimizer, or set requires_grad = False on them to save the work.",
         source="TrainCheck (OSDI 2025)",
         first_step=int(record.steps[0]),

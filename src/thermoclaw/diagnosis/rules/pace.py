@@ -6,6 +6,7 @@ import numpy as np
 
 from thermoclaw.diagnosis.finding import Finding
 from thermoclaw.diagnosis.remedies import Remedy
+from thermoclaw.diagnosis.rules import precision
 from thermoclaw.diagnosis.selection import tell, two_digits
 from thermoclaw.diagnosis.signals import Mask, average, held, trailing_max, trailing_mean, trailing_min
 from thermoclaw.diagnosis.view import View, view_of
@@ -18,7 +19,7 @@ LOW_TINY, LOW_REACH_TINY = 2e-5, -0.2  # such steps are too short whatever the n
 LATE_ROWS, LATE_UPDATE, LATE_GAIN, LATE_REACH, LATE_PACE = 100, 6e-4, 0.01, -0.25, 10.0  # nothing gained for long
 LOW_TARGET = 3e-3  # update ratio that the advice aims at: between fine-tuning and small models from scratch
 CLIPPED_UPDATE, CLIPPED_GAIN = 6e-4, 0.15
-CLIP_SPREAD, CLIP_ROWS = 1e-3, 20
+CLIP_ROWS, SAME_GRADIENT = 20, 0.999
 VALUE_SPREAD, VALUE_PROBES = 1.03, 4  # nothing but clipping gives all layers gradient elements of one size
 
 
@@ -52,12 +53,9 @@ def _crawling(view: View, *, update: float = LOW_UPDATE, gain: float = LOW_GAIN)
     return np.asarray(where & np.isfinite(pace)), pace
 
 
-def is_clipped(view: View) -> Mask:
-    """Where the gradient norm has been one and the same number for some time, as clipping makes it, [T]."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        ratio = view.grad[1:] / view.grad[:-1]
-    same = np.concatenate([[False], np.abs(ratio - 1.0) < CLIP_SPREAD])
-    return np.asarray(trailing_mean(same.astype(float), CLIP_ROWS) > 0.9)
+def _is_clipped(view: View) -> Mask:
+    """Where norms are equal though gradients are not: where nothing moves, a full batch gives the same one again."""
+    return view.is_clipped(CLIP_ROWS) & ~(trailing_mean(view.coherence, CLIP_ROWS) > SAME_GRADIENT)
 
 
 def clip_value(view: View) -> Array:
@@ -84,7 +82,8 @@ def lr_too_low(record: Record) -> Finding | None:
     if found is None or view.loss is None:
         return None
     where, pace = found
-    span = held(where & (view.is_unit_size | ~(is_clipped(view) | np.isfinite(clip_value(view)))), 8)
+    clipped = _is_clipped(view) | np.isfinite(clip_value(view))
+    span = held(where & (view.is_unit_size | ~clipped), 8)
     if span is None:
         return None
     row = span[1]
@@ -122,17 +121,39 @@ def lr_too_low(record: Record) -> Finding | None:
     )
 
 
+def _below_epsilon(view: View) -> Finding | None:
+    """Gradients of Adam that are clipped to less than its ε: usual gradients would be far above it."""
+    told = precision.below_epsilon(view)
+    if told is None or not told.is_clipping:
+        return None
+    norm = float(view.grad[told.span[1]])
+    value = two_digits(max(1.0, 1e3 * told.eps / told.rms * norm))
+    return tell(
+        view.record,
+        "over_clipping",
+        "HIGH",
+        told.span,
+        title="clipping holds every step back",
+        seen=f"The gradient norm was {norm:.3g} at every step, as clipping makes it: {told.rms:.1e} a weight, below "
+        f"ε = {told.eps:.1e}; steps are {told.step:.1e} of the learning rate, where Adam's usually are 0.1 to 1.",
+        meaning="Adam's steps do not depend on the size of the gradient, but for one so small that ε hides it.",
+        advice=f"Raise max_norm from {norm:.3g} to about {value:.2g}, so that only outliers are cut.",
+        source="Wortsman et al. 2023 (arXiv 2309.14322): ε above the gradient's root mean square",
+        evidence={"max_norm": norm, "grad_rms": told.rms, "eps": told.eps},
+    )
+
+
 def over_clipping(record: Record) -> Finding | None:
     """Clipping cuts every gradient, and what is left of it is too short to get anywhere."""
     view = view_of(record)
-    if view.is_unit_size:  # the size of a step does not depend on the gradient's
-        return None
+    if view.is_unit_size:  # the size of a step does not depend on the gradient's, as long as ε does not
+        return _below_epsilon(view)
     found = _crawling(view, update=CLIPPED_UPDATE, gain=CLIPPED_GAIN)
     if found is None or view.loss is None:
         return None
     where, pace = found
     each = clip_value(view)
-    span = held(where & (is_clipped(view) | np.isfinite(each)), 8)
+    span = held(where & (_is_clipped(view) | np.isfinite(each)), 8)
     if span is None:
         return None
     row = span[1]

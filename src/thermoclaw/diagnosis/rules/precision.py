@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from thermoclaw.diagnosis.finding import Finding, describe_layers
@@ -19,6 +21,7 @@ LOST_SHARE_HIGH, LOST_SHARE, LOST_LAYERS = 0.8, 0.5, 0.14
 ZEROS_MORE, ZEROS_MANY, ZEROS_LAST, ZEROS_FROM, GONE_ROWS = 0.4, 0.6, 3, 4, 5
 ZEROS_LEVEL, SILENT_INPUTS, FLUSHED = 1e-3, 0.5, 1e-5
 EPSILON_STEP, EPSILON_LARGE, EPSILON_USUAL = 0.02, 1e-5, 1e-6
+CLIPPED_ROWS = 7  # with one and the same gradient norm
 
 
 def lost_updates(record: Record) -> Finding | None:
@@ -184,9 +187,22 @@ def last_gradient(view: View, row: int) -> float:
     return float(told[-1]) if len(told) else 0.0
 
 
-def epsilon_dominates(record: Record) -> Finding | None:
-    """Adam's ε stands above the root of the second moment, so that small gradients make small steps."""
-    view = view_of(record)
+@dataclass(frozen=True)
+class BelowEpsilon:
+    """Adam's gradients below its ε: from the row `span[0]` on, certain at `span[1]`, in the layers of the mask."""
+
+    span: tuple[int, int]
+    mask: Mask
+    eps: float
+    rms: float
+    step: float
+    share: float
+    is_clipping: bool
+
+
+def below_epsilon(view: View) -> BelowEpsilon | None:
+    """Where and by how much ε stands above the root of the second moment; None where it does not."""
+    record = view.record
     eps = max((_number(group.get("eps")) for group in view.groups), default=0.0)
     if len(record) < 10 or not view.is_adam or eps <= 0:
         return None
@@ -201,24 +217,34 @@ def epsilon_dominates(record: Record) -> Finding | None:
         return None
     row = span[1]
     mask = below[row]
-    typical = float(np.median(rms[row][mask]))
+    step, typical = middle(view.unit_update[row][mask]), float(np.median(rms[row][mask]))
+    is_clipping = bool(eps <= EPSILON_USUAL and view.is_clipped(CLIPPED_ROWS)[row])
+    return BelowEpsilon(span, mask, eps, typical, step, float(share[row]), is_clipping)
+
+
+def epsilon_dominates(record: Record) -> Finding | None:
+    """Adam's ε stands above the root of the second moment, so that small gradients make small steps."""
+    told = below_epsilon(view_of(record))
+    if told is None or told.is_clipping:  # clipping made them small
+        return None
+    eps, typical, mask = told.eps, told.rms, told.mask
     value = two_digits(min(1e-8, 1e-3 * typical)) if typical < 1e-6 else 1e-8
     return tell(
         record,
         "epsilon_dominates",
         "HIGH",
-        span,
+        told.span,
         mask=mask,
         title="epsilon hides the gradient",
         seen=f"Gradients of {describe_layers(chosen(record, mask), len(record.layers))} have a root mean square of "
-        f"{typical:.1e} a weight, below ε = {eps:.1e}; steps are {middle(view.unit_update[row][mask]):.1e} of "
-        "the learning rate, where Adam's usually are 0.1 to 1.",
+        f"{typical:.1e} a weight, below ε = {eps:.1e}; steps are {told.step:.1e} of the "
+        "learning rate, where Adam's usually are 0.1 to 1.",
         meaning="The division by the second moment, which makes the steps the same size in every layer, is switched "
         "off: this is plain momentum at the rate lr/ε, too slow in most layers.",
         advice=f"Lower eps from {eps:.1g} to about {value:.1g} (usual is 1e-8); the steps then grow to the learning "
         "rate, so check that it is one for Adam.",
         source="Wortsman et al. 2023 (arXiv 2309.14322): ε above the gradient's root mean square",
-        evidence={"grad_rms": typical, "eps": eps, "share": float(share[row])},
+        evidence={"grad_rms": typical, "eps": eps, "share": told.share},
         remedy=Remedy("eps", value, eps),
     )
 

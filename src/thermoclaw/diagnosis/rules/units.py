@@ -6,12 +6,46 @@ import numpy as np
 
 from thermoclaw.diagnosis.finding import Finding, describe_layers
 from thermoclaw.diagnosis.selection import chosen, tell
-from thermoclaw.diagnosis.signals import held, lagged
+from thermoclaw.diagnosis.signals import Mask, held, lagged
 from thermoclaw.diagnosis.view import view_of
 from thermoclaw.record import Record
 
 SILENT, SILENT_MORE, DEAD, ENDS = 0.7, 0.4, 0.72, 0.3
+UNUSED_ROWS = 3
 SUDDEN, EARLY_PROBES, FEW_ZEROS, MOST, SOLVED = 4, 20, 0.6, 0.95, 1e-3
+
+
+def _unused(record: Record, row: int) -> Mask:
+    """Layers of parts without any gradient, their last layers included: dead units leave one to the bias there."""
+    silent = (record["grad_sq"][max(row + 1 - UNUSED_ROWS, 0) : row + 1] == 0).all(axis=0)
+    parents = [layer.name.rpartition(".")[0] for layer in record.layers]
+    whole = {
+        parent
+        for parent in parents
+        if parent
+        and parents.count(parent) > 1
+        and all(silent[i] for i, layer in enumerate(record.layers) if layer.name.startswith(f"{parent}."))
+    }
+    return np.array([any(f"{parent}.".startswith(f"{part}.") for part in whole) for parent in parents], dtype=bool)
+
+
+def _left_out(record: Record, mask: Mask, span: tuple[int, int]) -> Finding:
+    """A part that the model does not use, such as an expert that no router chooses."""
+    return tell(
+        record,
+        "dead_units",
+        "LOW",
+        span,
+        mask=mask,
+        title="a part of the model is not used",
+        seen=f"{describe_layers(chosen(record, mask), len(record.layers))} got exactly zero gradient, biases and last "
+        "layers included, while the rest of the model learns.",
+        meaning="Nothing that goes through this part reaches the loss: an expert that no router chooses, or a branch "
+        "that is switched off.",
+        advice="If it is an expert, raise the load-balancing loss or the router's noise; if a branch, nothing.",
+        source="definition; Fedus et al. 2021 (arXiv 2101.03961) for load balancing",
+        evidence={"layers": float(mask.sum())},
+    )
 
 
 def dead_units(record: Record) -> Finding | None:
@@ -48,6 +82,11 @@ def dead_units(record: Record) -> Finding | None:
         return None
     start, row = int(probed[max(span[0] - 2, 0)]), int(probed[span[1]])  # silence is told two probes later
     mask = hit[span[1]]
+    unused = _unused(record, row)
+    if (mask & ~unused).any():
+        mask = mask & ~unused
+    elif unused.any():
+        return _left_out(record, mask, (start, row))
     share = float(np.median(quiet[span[1]][mask]))
     return tell(
         record,

@@ -1,0 +1,132 @@
+"""What is known of a run beside its numbers: new gradients at each step, and other optimizers between its steps."""
+
+from __future__ import annotations
+
+import gc
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.conftest import mlp
+from tests.synthetic import Synthetic
+from thermoclaw import Observer, diagnose
+from thermoclaw.diagnosis.engine import run_rules
+from thermoclaw.record import Record
+
+
+def run(clear: str, *, micro: int = 1, clip: bool = False, steps: int = 30) -> Record:
+    """A run in which gradients are dropped, set to zero, or never cleared."""
+    torch.manual_seed(0)
+    model = mlp(8, 16, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    observer = Observer(model, optimizer, strict=True)
+    for _ in range(steps):
+        for _ in range(micro):
+            loss = (model(torch.randn(32, 8)) - 1).square().mean()
+            loss.backward()
+        if clip:
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        observer.step(loss=loss)
+        if clear != "never":
+            optimizer.zero_grad(set_to_none=clear == "drop")
+    return observer.record()
+
+
+@pytest.mark.parametrize(("micro", "clip"), [(1, False), (4, False), (1, True), (3, True)])
+def test_gradients_that_are_dropped_are_new_ones(micro: int, clip: bool) -> None:
+    assert run("drop", micro=micro, clip=clip).meta["gradients_renewed"] == [29, 29]
+    assert run("zero", micro=micro, clip=clip).meta["gradients_renewed"] == [0, 29]
+    assert run("never", micro=micro, clip=clip).meta["gradients_renewed"] == [0, 29]
+
+
+def test_new_gradients_are_no_running_sum() -> None:
+    t = np.arange(1, 201)
+    piled = Synthetic(optimizer="SGD").set(coherence=0.97, grad_sq=(0.1 * t[:, None] * np.ones((200, 8))) ** 2)
+    piled.set(loss=2.0 + 0.01 * np.sin(t))
+    for renewed, told in (([0, 60], True), ([2, 3], True), ([60, 60], False)):
+        codes = [f.code for f in run_rules(piled.record(gradients_renewed=renewed))]
+        assert ("gradient_accumulation_bug" in codes) == told
+    codes = [f.code for f in diagnose(run("never")).findings]
+    assert "gradient_accumulation_bug" in codes
+
+
+class Player(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(4, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.weight
+
+
+def play(turns: int = 20, *, shared: bool = False) -> list[Observer]:
+    """Two optimizers in turn: of two models, or of the two halves of one."""
+    one, two = Player(), Player()
+    whole = nn.ModuleList([one, two])
+    observers = []
+    optimizers = [torch.optim.SGD(player.parameters(), lr=0.01) for player in (one, two)]
+    for player, optimizer in zip((one, two), optimizers, strict=True):
+        observers.append(Observer(whole if shared else player, optimizer, strict=True))
+    for _ in range(turns):
+        for sign, optimizer, observer in zip((1, -1), optimizers, observers, strict=True):
+            whole.zero_grad()
+            loss = sign * two(one(torch.randn(8, 4))).square().mean()
+            loss.backward()
+            optimizer.step()
+            observer.step(loss=loss)
+    return observers
+
+
+def test_a_game_of_two_is_known_as_one() -> None:
+    gc.collect()
+    for observer in play():
+        between, steps = observer.record().meta["in_company"]
+        assert steps == 20
+        assert between >= 18
+    del observer
+    for observer in play(shared=True):  # two optimizers of one model work for one loss
+        assert observer.record().meta["in_company"][0] == 0
+
+
+def test_a_run_after_another_is_alone() -> None:
+    first = play()
+    alone = run("drop")
+    assert alone.meta["in_company"][0] == 0
+    assert len(first) == 2
+
+
+def test_what_a_loss_says_in_a_game_is_for_information() -> None:
+    def found(**meta: Any) -> dict[str, str]:
+        made = Synthetic().set(slice(100, None), coherence=-0.3, overshoot=1.0)
+        made.loss[100:] = 40.0
+        return {f.code: f.confidence for f in run_rules(made.record(**meta))}
+
+    alone, game = found(in_company=[0, 200]), found(in_company=[199, 200])
+    assert alone["lr_too_high"] == "HIGH"
+    assert game["lr_too_high"] == "LOW"
+    assert set(game.values()) == {"LOW"}
+    first = Synthetic().set(slice(0, 8), update_sq=64.0)
+    first.loss[:] = 3.0
+    rewritten = {f.code: f.confidence for f in run_rules(first.record(in_company=[199, 200]))}
+    assert rewritten["lr_too_high"] == "HIGH"  # steps as long as the weights need no loss to be too long
+
+
+def test_state_carries_what_is_known() -> None:
+    torch.manual_seed(0)
+    model = mlp(4, 4)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    observer = Observer(model, optimizer)
+    for _ in range(10):
+        model(torch.randn(4, 4)).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    state = observer.state_dict()
+    observer.close()
+    other = Observer(model, optimizer)
+    other.load_state_dict(state)
+    for name in ("gradients_renewed", "in_company", "outside_edges"):
+        assert other.record().meta[name] == observer.record().meta[name]
