@@ -451,3 +451,13 @@ def test_autocast_does_not_round_the_measurement() -> None:
     )
     np.testing.assert_allclose(record["grad_sq"], want["grad_sq"], rtol=1e-5)
     assert np.nanmax(np.abs(record["alignment"] - 1.0)) < 1e-3
+
+
+def test_a_split_of_what_has_overflowed_is_undefined_without_a_word() -> None:
+    rest = TABLE["d_eS"].derive
+    assert rest is not None
+    columns = {"sigma": np.array([np.inf, 2.0, 1.0]), "d_iS": np.array([np.inf, 0.5, 3.0])}
+    with np.errstate(all="raise"):
+        told = rest(columns)
+    assert np.isnan(told[0])
+    assert told[1:].tolist() == [1.5, 0.0]

@@ -68,6 +68,12 @@ def _product(cosine: Array, lengths: Array) -> Array:
     return np.where(lengths == 0, 0.0, cosine * lengths)
 
 
+def _rest(whole: Array, part: Array) -> Array:
+    """whole − part, not below 0; NaN where both are infinite, silent about it."""
+    with np.errstate(invalid="ignore"):
+        return np.maximum(whole - part, 0.0)
+
+
 def _root(square: Array) -> Array:
     with np.errstate(invalid="ignore"):
         return np.sqrt(np.maximum(square, 0.0)) + 0.0 * square  # the sum keeps NaN and Inf
@@ -475,7 +481,7 @@ QUANTITIES: tuple[Quantity, ...] = (
         "σ − d_iS = σ · min(c₊, 1 − h(ν))",
         "Productive entropy production.",
         _SHARE,
-        derive=lambda c: np.maximum(c["sigma"] - c["d_iS"], 0.0),
+        derive=lambda c: _rest(c["sigma"], c["d_iS"]),
     ),
     Quantity(
         "R_ie",
