@@ -83,6 +83,12 @@ def test_a_finding_leads_to_its_steps_and_layers(browser: Any, failing: Path) ->
         boxes = seen.value("document.getElementById('plot-heat').layout.shapes.filter(s => s.type === 'rect')")
         assert [(box["y0"], box["y1"], box["x0"]) for box in boxes] == [(1.5, 4.5, 40)]
         assert seen.value("loss.getBoundingClientRect().top < innerHeight")
+        seen.page.focus("#plot-heat")
+        seen.page.keyboard.press("ArrowDown")  # the cursor begins where one looks
+        assert int(seen.page.inner_text("#readout").split("step ")[1].split(":")[0]) > 1
+        seen.page.select_option("#quantity", label="Learning rate (η)")
+        seen.page.locator("#finding-1 .chip").first.click()
+        assert "Learning rate" in seen.page.inner_text("#lines-head")  # what was chosen stays
         seen.page.click("#loss .whole")
         assert seen.value(RANGE.format("heat")) == [0.5, 120.5]
         seen.is_clean()

@@ -216,6 +216,7 @@ def test_no_text_becomes_an_element(word: str) -> None:
     hostile, plain = Elements(page(HOSTILE, word, word)), Elements(page(tame, "tame", "tame" if word else ""))
     assert hostile.tags == plain.tags
     assert hostile.links == plain.links
+    assert not set("<>&") & set(hostile.held["data"])  # no script element can be left through its own text
     assert len(hostile.scripts) == 1
 
 

@@ -8,6 +8,14 @@ function seenRows() {
   return { first, count };
 }
 
+function seenBins() {
+  const last = DATA.edges.length - 2;
+  if (!state.range) return [0, last];
+  const left = DATA.edges.findIndex((edge, i) => i <= last && DATA.edges[i + 1] > state.range[0]);
+  const right = DATA.edges.findIndex((edge) => edge >= state.range[1]) - 1;
+  return [Math.max(left, 0), right < 0 ? last : right];
+}
+
 function rowTicks({ first, count }) {
   const letters = isNarrow() ? 13 : 27;
   if (count <= 45) {
@@ -171,9 +179,9 @@ function bindHeat(plot) {
     const move = moves[event.key];
     if (!move) return;
     event.preventDefault();
-    const { first, count } = seenRows(), bins = DATA.edges.length - 1;
-    const from = state.cell || { row: first - Math.sign(move[0]), bin: 0 };
-    state.cell = { row: Math.max(first, Math.min(first + count - 1, from.row + move[0])), bin: Math.max(0, Math.min(bins - 1, from.bin + move[1])) };
+    const { first, count } = seenRows(), [left, right] = seenBins();
+    const from = state.cell || { row: first - Math.sign(move[0]), bin: left };
+    state.cell = { row: Math.max(first, Math.min(first + count - 1, from.row + move[0])), bin: Math.max(left, Math.min(right, from.bin + move[1])) };
     charts.heat.draw("heat");
     say(state.cell);
   });

@@ -56,7 +56,11 @@ function bindFindings() {
     if (place === undefined) { chip.disabled = true; return; }
     chip.dataset.layer = place;
     chip.setAttribute("aria-pressed", "false");
-    chip.addEventListener("click", () => { follow(Number(chip.dataset.of)); keepLayer(place); goTo("layers"); });
+    chip.addEventListener("click", () => {
+      if (state.finding !== Number(chip.dataset.of)) follow(Number(chip.dataset.of));
+      keepLayer(place);
+      goTo("layers");
+    });
   });
 }
 
