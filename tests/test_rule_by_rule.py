@@ -182,6 +182,40 @@ def test_clipping_below_epsilon() -> None:
     silent(run(0.3), "over_clipping")
 
 
+def test_clipping_at_a_usual_bound_is_not_what_holds_back() -> None:
+    run = Synthetic(optimizer="SGD").set(loss=2.5 + 0.01 * np.sin(np.arange(200)), alignment=0.4)
+    run.set(grad_sq=0.125, update_sq=(1e-5 * 10) ** 2, overshoot=-0.35 * 0.35 * 1e-4)
+    run.loss *= 1000.0
+    silent(run.record(), "over_clipping")
+    assert heard(run.record(), "lr_too_low").confidence == "HIGH"
+
+
+def test_zeros_after_a_divergence_are_no_underflow() -> None:
+    zeros = np.clip(np.linspace(-0.5, 1.0, 50), 0.05, 0.95)
+    run = Synthetic().probe(grad_zeros=zeros, silent_rows=0.0)
+    assert heard(run.record(), "underflow")
+    run.loss[40:] = 50.0
+    silent(run.record(), "underflow")
+
+
+def test_a_gradient_among_zeros_is_no_spike() -> None:
+    loud = Synthetic().set(150, grad_sq=400.0)
+    assert heard(loud.record(), "gradient_spike").first_step == 151
+    mostly = np.where(np.arange(200) % 5 == 0, 1.0, 0.0)[:, None] * loud.columns["grad_sq"]
+    silent(Synthetic().set(grad_sq=mostly).record(), "gradient_spike")
+
+
+def test_a_change_of_the_data_that_was_announced() -> None:
+    def run(*steps: int) -> Synthetic:
+        made = Synthetic(events=[{"kind": "data", "step": step} for step in steps])
+        made.loss[120:] += 3.0
+        return made
+
+    assert heard(run().record(), "distribution_shift").first_step == 121
+    assert heard(run(60).record(), "distribution_shift").first_step == 121
+    silent(run(120).record(), "distribution_shift")
+
+
 def test_a_full_batch_that_stands_still_is_not_clipped() -> None:
     def run(agree: float) -> Record:
         made = Synthetic(optimizer="SGD").set(loss=2.5 + 1e-6 * np.arange(200), coherence=agree)

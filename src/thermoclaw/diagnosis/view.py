@@ -167,6 +167,11 @@ class View:
         return values.max(axis=1) if values.shape[1] else np.zeros(len(values))
 
     @cached_property
+    def rate_rises(self) -> Mask:
+        """Where the learning rate is above that of twenty rows before: a warm-up, [T]."""
+        return np.asarray(self.lr > 1.02 * np.concatenate([self.lr[:1].repeat(20), self.lr])[: len(self.lr)])
+
+    @cached_property
     def update_ratio(self) -> Array:
         """Median over weight layers of ‖Δ‖/‖θ‖."""
         return median_over(self.record["update_ratio"], self.big)

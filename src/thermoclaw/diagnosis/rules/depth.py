@@ -82,6 +82,7 @@ def exploding_gradients(record: Record) -> Finding | None:
         total = np.sqrt(np.nansum(record["grad_sq"], axis=1))
         growth = trailing_mean(total, 5) / max(float(np.median(total[:10])), 1e-300)
     bad = loss.lost() | loss.stuck()
+    bad &= ~view_of(record).rate_rises  # in a warm-up no loss falls
     span = held(((ratio > EXPLODE_RATIO) | (growth > EXPLODE_RATIO)) & bad, 10)
     if span is None:
         return None

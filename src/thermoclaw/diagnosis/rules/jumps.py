@@ -7,7 +7,7 @@ import numpy as np
 from thermoclaw.diagnosis.finding import Finding
 from thermoclaw.diagnosis.remedies import Remedy
 from thermoclaw.diagnosis.selection import tell, two_digits
-from thermoclaw.diagnosis.signals import Mask, held, lagged, trailing_max, trailing_median, trailing_min
+from thermoclaw.diagnosis.signals import Mask, held, lagged, trailing_max, trailing_mean, trailing_median, trailing_min
 from thermoclaw.diagnosis.view import View, view_of
 from thermoclaw.quantities import Array
 from thermoclaw.record import Record
@@ -15,6 +15,7 @@ from thermoclaw.record import Record
 BEFORE, AFTER = 20, 6
 SHIFT, SHIFT_HIGH, FALLS_BACK = 2.0, 4.0, 0.45
 SPIKE_OVER, SPIKE_OVER_HIGH, SPIKE_MEMORY, STAYS = 20.0, 33.0, 50, 4
+SPIKE_ALIVE, TOLD = 0.5, 2
 LOSS_SPIKE, LOSS_SPIKE_BACK, MANY_SPIKES, LONE_SPIKE = 0.5, 10, 4, 6.0
 USUAL_STEP, USUAL_RATE = 3.0, 1.5
 
@@ -44,7 +45,7 @@ def was_usual(view: View) -> Mask:
 
 
 def distribution_shift(record: Record) -> Finding | None:
-    """The loss stands on another level from one step to the next, after an ordinary step."""
+    """The loss stands on another level from one step to the next, after an ordinary step, and nobody said why."""
     view = view_of(record)
     if view.loss is None or len(record) < BEFORE + AFTER + 4:
         return None
@@ -54,9 +55,15 @@ def distribution_shift(record: Record) -> Finding | None:
     sudden = _suddenness(view)
     for row in rows:
         at = row - AFTER + 1
-        if usual[at] and sudden[row] > 0.5 and not _falls_back(record.loss[at : row + 1]):
+        if usual[at] and sudden[row] > 0.5 and not _falls_back(record.loss[at : row + 1]) and not _told(record, at):
             return _shift(view, int(at), int(row), float(size[row]))
     return None
+
+
+def _told(record: Record, at: int) -> bool:
+    """Whether somebody noted that the data changes here: `observer.note_event("data")`."""
+    near = range(int(record.steps[at]) - TOLD, int(record.steps[at]) + TOLD + 1)
+    return any(event.get("kind") == "data" and event.get("step") in near for event in record.events)
 
 
 def _falls_back(values: Array) -> bool:
@@ -84,8 +91,8 @@ def _shift(view: View, at: int, row: int, size: float) -> Finding:
         "the weights jumped in the same step by more than the optimizer could have moved them: something else wrote "
         "to them, a checkpoint or a hook"
         if outside
-        else "no hyper-parameter changed and the step before it was an ordinary one: what came in is different, inputs "
-        "or labels"
+        else "no hyper-parameter changed and the step before it was an ordinary one: what comes in is different, inputs "
+        "or labels, or the loss itself"
     )
     return tell(
         record,
@@ -98,7 +105,8 @@ def _shift(view: View, at: int, row: int, size: float) -> Finding:
         meaning="The loss moved without the weights having moved for it; the optimizer is not the cause.",
         advice=f"Look at what the loader delivers from step {int(record.steps[at])} on: shard or epoch boundary, "
         "augmentation or tokenizer, label mapping, shuffling, normalization; go back to the checkpoint before it once "
-        "that is mended.",
+        "that is mended. Where the change is meant, a curriculum or a new loss term, tell it beforehand: "
+        "observer.note_event('data').",
         source="docs: diagnosis, level shifts: six losses above all of the twenty before, after an ordinary step",
         evidence={"loss_before": before, "loss_after": now, "gradient_change": grown, "shift": size},
     )
@@ -112,6 +120,7 @@ def gradient_spike(record: Record) -> Finding | None:
     with np.errstate(divide="ignore", invalid="ignore"):
         over = view.grad / lagged(trailing_max(view.grad, SPIKE_MEMORY), 1)
     over[:BEFORE] = 0.0
+    over[trailing_mean((view.grad > 0).astype(float), BEFORE) < SPIKE_ALIVE] = 0.0  # solved: most batches have none
     usual = was_usual(view)
     hit = np.nan_to_num(over, posinf=np.inf) > SPIKE_OVER
     hit &= usual & np.isfinite(view.grad)

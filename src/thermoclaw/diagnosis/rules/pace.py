@@ -20,6 +20,7 @@ LATE_ROWS, LATE_UPDATE, LATE_GAIN, LATE_REACH, LATE_PACE = 100, 6e-4, 0.01, -0.2
 LOW_TARGET = 3e-3  # update ratio that the advice aims at: between fine-tuning and small models from scratch
 CLIPPED_UPDATE, CLIPPED_GAIN = 6e-4, 0.15
 CLIP_ROWS, SAME_GRADIENT = 20, 0.999
+USUAL_BOUND = 0.1  # and above: it is common to clip there, and then the rate is what holds steps back
 VALUE_SPREAD, VALUE_PROBES = 1.03, 4  # nothing but clipping gives all layers gradient elements of one size
 
 
@@ -32,7 +33,6 @@ def _crawling(view: View, *, update: float = LOW_UPDATE, gain: float = LOW_GAIN)
     with np.errstate(divide="ignore", invalid="ignore"):
         needed = np.where(descent > 0, 0.1 * np.abs(loss.smooth) / descent, np.inf)
     pace = needed / np.maximum(record["step"], 1.0)
-    rising = view.lr > 1.02 * np.concatenate([view.lr[:1].repeat(20), view.lr])[: len(view.lr)]
     ratio = trailing_mean(view.update_ratio, 20)
     first = average(record.loss[:10])
     little = first - trailing_mean(record.loss, 20) < gain * abs(first)
@@ -41,21 +41,22 @@ def _crawling(view: View, *, update: float = LOW_UPDATE, gain: float = LOW_GAIN)
         & (ratio < update)
         & little
         & (pace > LOW_PACE)
-        & ~rising
+        & ~view.rate_rises
         & (view.lr > 0)
     )
     where &= np.arange(len(record)) >= LOW_ROWS
     nothing = (first - trailing_mean(record.loss, 20) < LATE_GAIN * abs(first)) & (
         loss.start - loss.best < LATE_GAIN * abs(loss.start)
     )
-    late = (view.reach < LATE_REACH) & (ratio < LATE_UPDATE) & nothing & (pace > LATE_PACE) & ~rising & (view.lr > 0)
-    where |= late & (np.arange(len(record)) >= LATE_ROWS)
+    late = (view.reach < LATE_REACH) & (ratio < LATE_UPDATE) & nothing & (pace > LATE_PACE)
+    where |= late & ~view.rate_rises & (view.lr > 0) & (np.arange(len(record)) >= LATE_ROWS)
     return np.asarray(where & np.isfinite(pace)), pace
 
 
 def _is_clipped(view: View) -> Mask:
-    """Where norms are equal though gradients are not: where nothing moves, a full batch gives the same one again."""
-    return view.is_clipped(CLIP_ROWS) & ~(trailing_mean(view.coherence, CLIP_ROWS) > SAME_GRADIENT)
+    """Where norms are equal, and low, though gradients are not: a full batch that stands still gives the same one."""
+    same = trailing_mean(view.coherence, CLIP_ROWS) > SAME_GRADIENT
+    return np.asarray(view.is_clipped(CLIP_ROWS) & ~same & (view.grad < USUAL_BOUND))
 
 
 def clip_value(view: View) -> Array:

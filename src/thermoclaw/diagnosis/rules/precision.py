@@ -21,6 +21,7 @@ LOST_SHARE_HIGH, LOST_SHARE, LOST_LAYERS = 0.8, 0.5, 0.14
 ZEROS_MORE, ZEROS_MANY, ZEROS_LAST, ZEROS_FROM, GONE_ROWS = 0.4, 0.6, 3, 4, 5
 ZEROS_LEVEL, SILENT_INPUTS, FLUSHED = 1e-3, 0.5, 1e-5
 EPSILON_STEP, EPSILON_LARGE, EPSILON_USUAL = 0.02, 1e-5, 1e-6
+DIVERGED = 1.5  # of the loss at the start
 CLIPPED_ROWS = 7  # with one and the same gradient norm
 
 
@@ -101,6 +102,7 @@ def underflow(record: Record) -> Finding | None:
     known = np.isfinite(zeros).any(axis=1) & _sound(view)
     if view.loss is not None:
         known &= ~(np.abs(record.loss) < ZEROS_LEVEL * abs(view.loss.start))  # with the loss gone, so are gradients
+        known &= ~(trailing_mean(record.loss, 5) > DIVERGED * abs(view.loss.start))  # what was thrown far has no slope
     ended = all_zero(view)
     if ended is not None and last_gradient(view, ended[0]) > FLUSHED:
         known[ended[0] :] = False  # what was of ordinary size a step before was not flushed
