@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 import os
 from collections.abc import Sequence
@@ -78,7 +79,8 @@ def render_html(record: Record, *, findings: Sequence[Finding] | None = None, ti
     shown = findings[:MAX_FINDINGS]
     pack = Pack()
     data = page_data(record, shown, pack) if len(record) and record.layers else None
-    plotly, script = needs.get_plotlyjs(), "\n".join(needs.asset(name) for name in SCRIPTS)
+    plotly, plotly_sum = _library()
+    script = "\n".join(needs.asset(name) for name in SCRIPTS)
     script = f'(function () {{\n"use strict";\n{script}\n}})();\n'
     return (
         needs.environment()
@@ -94,10 +96,10 @@ def render_html(record: Record, *, findings: Sequence[Finding] | None = None, ti
             data=data,
             data_json=needs.Markup(safe_json(data)),
             numbers=needs.Markup(pack.text()),
-            plotly=needs.Markup(squeezed(plotly.encode())) if data else "",
+            plotly=needs.Markup(plotly) if data else "",
             script=needs.Markup(script),
             style=needs.Markup(needs.asset("page.css")),
-            policy=_policy(script, plotly),
+            policy=_policy(_checksum(script), plotly_sum),
             num_layers=len(record.layers),
             groups=tables.parameter_groups(record),
             environment=tables.environment(record),
@@ -109,10 +111,20 @@ def render_html(record: Record, *, findings: Sequence[Finding] | None = None, ti
     )
 
 
-def _policy(*scripts: str) -> str:
+@functools.cache
+def _library() -> tuple[str, str]:
+    """plotly's library, compressed, and the checksum of what it unpacks to."""
+    source = needs.get_plotlyjs()
+    return squeezed(source.encode()), _checksum(source)
+
+
+def _checksum(script: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
+
+
+def _policy(*checksums: str) -> str:
     """A Content-Security-Policy that runs these scripts and nothing else, and loads nothing at all."""
-    sums = " ".join(f"'sha256-{base64.b64encode(hashlib.sha256(s.encode()).digest()).decode()}'" for s in scripts)
     return (
-        f"default-src 'none'; script-src {sums}; style-src 'unsafe-inline'; img-src data:; "
+        f"default-src 'none'; script-src {' '.join(checksums)}; style-src 'unsafe-inline'; img-src data:; "
         "base-uri 'none'; form-action 'none'"
     )
