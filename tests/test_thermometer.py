@@ -229,3 +229,20 @@ def test_a_thermometer_refuses_samples_of_another_model() -> None:
     one.step()
     with pytest.raises(ValueError, match="shape"):
         two.load_state_dict(one.state_dict())
+
+
+def test_a_wide_interval_is_no_rest() -> None:
+    """A run that has just begun: X is far from 1 for most layers, and its interval holds everything."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, 2))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+    thermometer = Thermometer(model, optimizer)
+    for _ in range(60):
+        optimizer.zero_grad()
+        (model(torch.randn(8, 8)) - 3.0).square().mean().backward()
+        optimizer.step()
+        thermometer.step()
+    wide = [r for r in thermometer.fdt_ratio().values() if r.holds(1.0) and r.high - r.low > 1.0]
+    told = thermometer.verdict()
+    assert wide
+    assert f"{len(wide)} cannot be told" in told or "too short to tell of rest" in told

@@ -17,10 +17,11 @@ from thermoclaw.diagnosis.finding import Finding
 from thermoclaw.markup import escape
 from thermoclaw.quantities import TABLE, Array
 from thermoclaw.record import Record
-from thermoclaw.report.palette import CONFIDENCE, LINE, RAW, RUN_COLORS, WARN, type_color
+from thermoclaw.report.palette import CONFIDENCE, RAW, RUN_COLORS, WARN, type_color
 from thermoclaw.report.series import bin_mean, layer_types, make_bins, smooth, smoothing_width
 from thermoclaw.wording import short_name
 
+LINE = RUN_COLORS[0]  # to be seen on white and on black
 POINTS, MAP_BINS, MOST_ROWS = 600, 200, 400
 MOST_X = 20.0
 SHOWN = 1e-12  # of the largest dissipation: what is below has come to a stop

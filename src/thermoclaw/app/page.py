@@ -48,7 +48,8 @@ def _pick(folders: Folders) -> Path | None:
         )
         st.button("Look again", help="for runs that were begun elsewhere")
         st.caption(
-            f"Runs are in {plain(folders.runs)}. This page listens on 127.0.0.1 alone and sends nothing anywhere."
+            f"Runs are in {plain(_shown(folders.runs))}/. This page listens on 127.0.0.1 alone and sends nothing "
+            "anywhere."
         )
     if chosen != st.query_params.get("run", NEW):
         st.query_params["run"] = chosen
@@ -59,6 +60,12 @@ def _pick(folders: Folders) -> Path | None:
     except PathError as error:
         tell(error, kind="error")
         return None
+
+
+def _shown(folder: Path) -> str:
+    """A folder as a person wrote it: below the working directory, from there."""
+    here = Path.cwd()
+    return str(folder.relative_to(here)) if folder.is_relative_to(here) else str(folder)
 
 
 def _label(folders: Folders, name: str) -> str:

@@ -53,12 +53,10 @@ def findings_of(run: Path, record: Record, *, live: bool) -> list[Finding]:
     findings = report_of(run, record, live=live).findings
     answer = verdict(record, findings)
     box = {"bad": st.error, "doubtful": st.warning, "good": st.success}.get(answer.state, st.info)
-    where = "" if answer.where in answer.headline else f"{answer.where}. "
-    lines = [
-        f"**{plain(answer.word)}.** {plain(answer.headline)}.",
-        plain(f"{where}{answer.since}."),
-        plain(answer.action),
-    ]
+    where = "" if answer.where in answer.headline else f" {answer.where}."
+    lines = [f"**{plain(answer.word)}.** {plain(answer.headline + '.' + where)}"]
+    if findings:
+        lines += [f"**Since:** {plain(answer.since)}. **Do:** {plain(answer.action)}"]
     box("\n\n".join(lines))
     for finding in findings:
         title = f":{_COLORS[finding.confidence]}[{finding.confidence}] {plain(finding.title)}"

@@ -134,7 +134,7 @@ def _head(run: Path, told: dict[str, Any]) -> None:
         st.progress(
             min(step / steps, 1.0) if steps else 0.0, text=f"{words}: step {step:,} of {steps:,}" if steps else words
         )
-        with st.container(horizontal=True, gap="large"):  # side by side as far as there is room
+        with st.container(horizontal=True, gap="small"):  # side by side as far as there is room
             st.metric("Epoch", f"{told.get('epoch', '–')} / {told.get('epochs', '–')}", width=_METRIC)
             loss = told.get("loss")
             st.metric("Training loss", number(loss) if loss is not None else "–", width=_METRIC)

@@ -69,7 +69,8 @@ def command(port: int) -> list[str]:
         "browser.serverAddress": ADDRESS,
         "client.toolbarMode": "minimal",
         "client.showErrorDetails": "none",
-        "theme.primaryColor": "#0B6FA4",
+        "theme.light.primaryColor": "#0B6FA4",
+        "theme.dark.primaryColor": "#56B4E9",
     }
     return [
         sys.executable,

@@ -28,6 +28,7 @@ from thermoclaw.record import Record
 from thermoclaw.state import take
 
 BLOCKS, LEAST_ROWS = 8, 16
+WIDE = 1.0  # an interval of X that tells nothing of rest
 SIGNAL, NOISE = 0.5, 0.9  # noise shares below which gradients lead, and above which they shake
 LEAST_STEPS, AT_REST = 200, 0.8  # recorded steps before it has findings, and the share of layers whose norms stay
 RESTS = {"diffusive": "wander at random", "confined": "are held in a bowl", "stuck": "shake on the spot"}
@@ -232,8 +233,11 @@ class Thermometer:
             else "warm: signal and noise are of one size"
         )
         ratios = [ratio for ratio in self.fdt_ratio().values() if np.isfinite(ratio.value)]
-        still = sum(ratio.holds(1.0) for ratio in ratios)
-        rest = f"{still} of {len(ratios)} layers have stationary norms" if ratios else "too short to tell of rest"
+        told = [ratio for ratio in ratios if not ratio.holds(1.0) or ratio.high - ratio.low <= WIDE]
+        still = sum(ratio.holds(1.0) for ratio in told)
+        rest = f"{still} of {len(ratios)} layers have stationary norms" if told else "too short to tell of rest"
+        if 0 < len(told) < len(ratios):
+            rest += f", {len(ratios) - len(told)} cannot be told"
         words = {
             "ballistic": "weights go straight",
             "superdiffusive": "weights explore with a drift",
