@@ -55,15 +55,17 @@ def distribution_shift(record: Record) -> Finding | None:
     sudden = _suddenness(view)
     for row in rows:
         at = row - AFTER + 1
-        if usual[at] and sudden[row] > 0.5 and not _falls_back(record.loss[at : row + 1]) and not _told(record, at):
+        if usual[at] and sudden[row] > 0.5 and not _falls_back(record.loss[at : row + 1]) and not _meant(record, at):
             return _shift(view, int(at), int(row), float(size[row]))
     return None
 
 
-def _told(record: Record, at: int) -> bool:
-    """Whether somebody noted that the data changes here: `observer.note_event("data")`."""
+def _meant(record: Record, at: int) -> bool:
+    """Whether somebody noted a change, `observer.note_event("data")`, or layers get their first gradients with it."""
     near = range(int(record.steps[at]) - TOLD, int(record.steps[at]) + TOLD + 1)
-    return any(event.get("kind") == "data" and event.get("step") in near for event in record.events)
+    told = any(event.get("kind") == "data" and event.get("step") in near for event in record.events)
+    has = np.nan_to_num(record["grad_sq"]) > 0
+    return told or bool((has[at] & ~has[:at].any(axis=0)).any())
 
 
 def _falls_back(values: Array) -> bool:
@@ -91,8 +93,8 @@ def _shift(view: View, at: int, row: int, size: float) -> Finding:
         "the weights jumped in the same step by more than the optimizer could have moved them: something else wrote "
         "to them, a checkpoint or a hook"
         if outside
-        else "no hyper-parameter changed and the step before it was an ordinary one: what comes in is different, inputs "
-        "or labels, or the loss itself"
+        else "no hyper-parameter changed and the step before it was an ordinary one: what comes in is different, "
+        "inputs or labels, or the loss itself"
     )
     return tell(
         record,

@@ -15,6 +15,7 @@ WINDOW, SETTLED = 40, 110
 ISOTROPIC, ISOTROPIC_BEFORE, ISOTROPIC_ROWS = 0.03, 0.06, 15
 FLAT_LEVEL, FLAT_COHERENCE, FLAT_SHARE = 0.8, 0.1, 0.85
 FLAT_MOVES, CHANCE = 1.2e-3, 0.97
+BLIND_LEVEL, BLIND_COHERENCE, BLIND_SHARE = 0.9, 0.05, 0.97
 RESTLESS, CALM = 0.07, 0.06
 
 
@@ -30,10 +31,14 @@ def _flat(view: View) -> tuple[Mask, Array] | None:
     flat = np.abs(early - late) < 2.5 * error + 0.01 * first
     flat &= (late > FLAT_LEVEL * first) | (np.abs(late / view.chance - 1) < 1 - CHANCE)
     moving = (trailing_mean(view.update_ratio, 20) > FLAT_MOVES) & (view.lr > 0.3 * np.maximum.accumulate(view.lr))
-    blind = np.abs(trailing_mean(view.coherence, WINDOW)) < FLAT_COHERENCE
-    blind &= trailing_mean(median_over(record["noise_share"], view.big), WINDOW) > FLAT_SHARE
+    agreement = np.abs(trailing_mean(view.coherence, WINDOW))
+    share = trailing_mean(median_over(record["noise_share"], view.big), WINDOW)
+    blind = (agreement < FLAT_COHERENCE) & (share > FLAT_SHARE)
     level = view.chance if np.isfinite(view.chance) or not view.newly_initialised else first
-    where = flat & moving & blind & (np.arange(len(record)) >= SETTLED) & (late > CHANCE * level)
+    near = late > CHANCE * level
+    if not np.isfinite(view.chance):  # what outputs vary by at the start is gained even where there is nothing to learn
+        near |= (late > BLIND_LEVEL * level) & (agreement < BLIND_COHERENCE) & (share > BLIND_SHARE)
+    where = flat & moving & blind & near & (np.arange(len(record)) >= SETTLED)
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.asarray(where), loss.noise / np.abs(late)
 
