@@ -125,6 +125,24 @@ def test_what_is_not_a_number_is_marked(rows: int) -> None:
     assert reduce.make_map(values, bins, ratio, Scale("log")).flags[at, 3] == reduce.UNDEFINED
 
 
+@pytest.mark.parametrize("rows", [40, 400])
+def test_what_is_looked_at_seldom_is_shown_until_the_next_look(rows: int) -> None:
+    values = np.full((rows, 3), np.nan)
+    every = rows // 10
+    values[2::every, 0] = np.linspace(0.0, 1.0, len(values[2::every]))
+    values[2 : rows // 2 : every, 1] = 0.5  # the layer is gone in the second half
+    dead = next(shown for shown in SHOWN if shown.name == "dead_rows")
+    bins = make_bins(np.arange(1.0, rows + 1), 40)
+    found = reduce.make_map(values, bins, dead, Scale("linear"))
+    first = int(np.argmax(found.flags[:, 0]))
+    assert (found.flags[first:, 0] == reduce.FIRST_CODE).all()
+    assert (found.flags[:first, 0] == reduce.UNDEFINED).all()
+    assert (np.diff(found.usual[first:, 0]) >= 0).all()
+    assert found.flags[15, 1] == reduce.FIRST_CODE
+    assert (found.flags[25:, 1] == reduce.UNDEFINED).all()
+    assert (found.flags[:, 2] == reduce.UNDEFINED).all()
+
+
 def test_codes_give_back_what_they_were_made_of() -> None:
     places = np.random.default_rng(0).uniform(-6, 3, size=(50, 4))
     flags = np.full(places.shape, reduce.FIRST_CODE)

@@ -110,6 +110,7 @@ def _quantities(record: Record, rows: list[int], bins: Bins, pack: Pack) -> list
                 "bands": [[band.range, band.meaning] for band in quantity.bands],
                 "scale": vars(scale),
                 "center": shown.center,
+                "held": shown.held,
                 "ends": [low, high],
                 "colors": _colors(made, shown, scale),
                 "usual": pack.add(reduce.codes(made.usual, made.flags, low, high).T, "u2"),

@@ -25,6 +25,7 @@ class Shown:
         near: on a signed scale, the distance from the center up to which it is linear; None takes it from the data.
         limits: of the colors on a linear scale.
         always_defined: it has a value at each measured step, so that NaN in it is a failure.
+        held: it is looked at every few steps, and a value is shown until the next.
         own: what it is, where it is made for the page from one of the table.
         make: how it is made then, [T, L].
     """
@@ -36,6 +37,7 @@ class Shown:
     near: float | None = None
     limits: tuple[float, float] | None = None
     always_defined: bool = False
+    held: bool = False
     own: Quantity | None = None
     make: Callable[[Record], Array] | None = None
 
@@ -100,12 +102,12 @@ SHOWN: tuple[Shown, ...] = (
     Shown("temperature", "Temperature"),
     Shown("distance", "Squared distance from the start"),
     Shown("lr", "Learning rate"),
-    Shown("dead_rows", "Dead units", scale=LINEAR, limits=(0.0, 1.0)),
-    Shown("silent_rows", "Silent units", scale=LINEAR, limits=(0.0, 1.0)),
-    Shown("grad_zeros", "Exact zeros in the gradient", scale=LINEAR, limits=(0.0, 1.0)),
-    Shown("row_likeness", "Likeness of rows", scale=LINEAR, limits=(0.0, 1.0)),
-    Shown("attention_gain", "Attention gain"),
-    Shown("output_drift", "Drift of the outputs", scale=LINEAR, limits=(0.0, 1.0)),
+    Shown("dead_rows", "Dead units", scale=LINEAR, limits=(0.0, 1.0), held=True),
+    Shown("silent_rows", "Silent units", scale=LINEAR, limits=(0.0, 1.0), held=True),
+    Shown("grad_zeros", "Exact zeros in the gradient", scale=LINEAR, limits=(0.0, 1.0), held=True),
+    Shown("row_likeness", "Likeness of rows", scale=LINEAR, limits=(0.0, 1.0), held=True),
+    Shown("attention_gain", "Attention gain", held=True),
+    Shown("output_drift", "Drift of the outputs", scale=LINEAR, limits=(0.0, 1.0), held=True),
 )
 
 _OF_FINDING = {

@@ -66,6 +66,23 @@ def rows_of(record: Record, named: Iterable[str]) -> list[int]:
 
 def make_map(values: Array, bins: Bins, shown: Shown, scale: Scale) -> Map:
     """Reduce [T, L] to [B, L] on a quantity's scale."""
+    made = _reduced(values, bins, shown, scale)
+    return _held(made) if shown.held else made
+
+
+def _held(made: Map) -> Map:
+    """Values go on until the next one, over no more bins than lie between two of them anywhere."""
+    at = np.arange(len(made.flags))[:, None]
+    last = np.maximum.accumulate(np.where(made.flags != UNDEFINED, at, -1), axis=0)
+    gaps = np.diff(last, axis=0)[last[:-1] >= 0]
+    known = (last >= 0) & (at - last < gaps.max(initial=1))
+    columns = np.arange(made.flags.shape[1])
+    source = np.where(known, last, at)
+    far = None if made.far is None else made.far[source, columns]
+    return Map(made.usual[source, columns], far, made.flags[source, columns], made.scale)
+
+
+def _reduced(values: Array, bins: Bins, shown: Shown, scale: Scale) -> Map:
     places = scale.place(values)
     if len(bins.starts) == len(values):
         good = np.isfinite(places)

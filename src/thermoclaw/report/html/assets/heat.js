@@ -129,7 +129,8 @@ function explain(quantity) {
   const finding = DATA.findings[state.finding];
   const outlined = finding ? ` Outlined: the layers of finding ${state.finding + 1}, ${finding.layers.length ? "since" : "which holds for the whole run, from"} step ${whole(finding.step)}.` : "";
   const cells = DATA.rowsPerBin > 1 ? `A column gathers up to ${whole(DATA.rowsPerBin)} recorded steps.` : "A column is a recorded step.";
-  byId("caption-heat").textContent = cells + outlined + (coarse.matches ? " Touch a layer to keep it for the lines below." : " Drag to zoom, double-click for the whole run; a click keeps a layer for the lines below.");
+  const held = quantity.held ? " Looked at every few steps only: a value is shown until the next." : "";
+  byId("caption-heat").textContent = cells + held + outlined + (coarse.matches ? " Touch a layer to keep it for the lines below." : " Drag to zoom, double-click for the whole run; a click keeps a layer for the lines below.");
 }
 
 function cellWords({ row, bin }) {
