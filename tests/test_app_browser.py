@@ -27,7 +27,7 @@ CHROMIUM = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
 )
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
-ARGUMENTS += ["--disable-component-update", "--disable-sync"]
+ARGUMENTS += ["--disable-component-update", "--disable-sync", "--host-resolver-rules=MAP evil.example 127.0.0.1"]
 PATIENCE_MS = 90_000
 pytestmark = [
     pytest.mark.slow,
@@ -226,3 +226,16 @@ def test_a_name_in_the_address_leads_nowhere(page: Any, address: str, folders: P
         page.goto(f"{address}/?run={name}")
         page.get_by_text("There is no run of that name").first.wait_for()
         assert "hidden words" not in page.content()
+
+
+def test_another_name_that_leads_here_shows_nothing(browser: Any, address: str, folders: Path) -> None:
+    """DNS rebinding: a stranger's name is made to lead to this machine."""
+    (folders / "runs" / "secret-name").mkdir(exist_ok=True)
+    (folders / "runs" / "secret-name" / "status.json").write_text('{"state": "finished"}')
+    page = browser.new_page()
+    page.set_default_timeout(PATIENCE_MS)
+    page.goto(address.replace("127.0.0.1", "evil.example") + "/?run=secret-name")
+    page.get_by_text("for this machine alone: open it as").wait_for()
+    assert page.locator("[data-testid=stForm], [role=tab]").count() == 0
+    assert "secret-name" not in page.locator("[data-testid=stApp]").inner_text()
+    page.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from thermoclaw.app import jobs, other_tabs, train_tab
@@ -10,11 +11,15 @@ from thermoclaw.app.needs import st
 from thermoclaw.app.telling import plain, tell
 
 NEW = "(new run)"
+LOCAL = ("127.0.0.1", "localhost", "[::1]")
 
 
 def main() -> None:
     """The page."""
     st.set_page_config(page_title="Thermoclaw", layout="wide", initial_sidebar_state="auto")
+    if not is_local(st.context.headers.get("Host")):
+        st.error("This page is for this machine alone: open it as 127.0.0.1 or localhost.")
+        return
     folders = Folders.from_environment()
     run = _pick(folders)
     if run is None:
@@ -31,6 +36,17 @@ def main() -> None:
         other_tabs.data(run)
     with export:
         other_tabs.export(folders, run)
+
+
+def is_local(host: str | None) -> bool:
+    """Whether a page was asked for under this machine's own name.
+
+    A stranger's page can have its name lead to 127.0.0.1 (DNS rebinding); the browser then still says that name.
+
+    >>> [is_local(host) for host in ("127.0.0.1:1", "localhost", "[::1]:1", None, "evil.example:1", "127.0.0.1.x")]
+    [True, True, True, True, False, False]
+    """
+    return host is None or re.sub(r":\d+$", "", host.lower()) in LOCAL
 
 
 def _pick(folders: Folders) -> Path | None:
