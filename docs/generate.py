@@ -91,6 +91,12 @@ def scalars() -> str:
     return "\n".join(table(("name", "meaning"), rows))
 
 
+def known_issues() -> str:
+    """KNOWN_ISSUES.md without its title, its pages as links."""
+    text = (RESULTS.parent.parent / "KNOWN_ISSUES.md").read_text(encoding="utf-8").partition("\n")[2]
+    return re.sub(r"`docs/([\w/]+\.md)`", lambda match: f"[{match[1]}]({match[1]})", text).strip()
+
+
 def demo() -> str:
     """The arms of the demo by seed, from the file that the demo wrote."""
     measured = json.loads((RESULTS / "demo.json").read_text())
@@ -107,6 +113,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "quantities": quantities,
     "demo": demo,
     "extras": extras.extras,
+    "known-issues": known_issues,
     "scalars": scalars,
     **causal_tables.PARTS,
     **clipping_tables.PARTS,
