@@ -26,7 +26,8 @@ def html_report() -> str:
     ]
     heads = ("recorded steps", "layers", "to build", "to ask the rules before", "size", "to open in Chromium")
     rounds = len(measured["pages"][0]["build_s_all"])
-    where = f"Median of {rounds}, on one core of an {told['processor']}, {told['date']}, with other work beside it."
+    load = f"at a load of {told['load_before']:.0f} from other work on {told['cores']} cores"
+    where = f"Median of {rounds}, {told['processor']}, {load}, {told['date']}."
     return "\n".join([*table(heads, rows), "", where])
 
 
