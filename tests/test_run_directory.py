@@ -392,6 +392,35 @@ def test_a_process_that_ends_without_closing_keeps_everything(ends: str, tmp_pat
     assert RunReader(tmp_path / "a").read().is_closed
 
 
+def test_a_thread_that_cannot_be_started_at_the_end_is_not_needed(tmp_path: Path) -> None:
+    """As at the end of the interpreter from Python 3.12 on, of a run too short to have been written before."""
+    body = """
+    import threading
+    def refuse(thread):
+        raise RuntimeError("can't create new thread at interpreter shutdown")
+    run = Training(run_dir=sys.argv[1]).go(5)
+    threading.Thread.start = refuse
+    """
+    assert run_program(body, str(tmp_path / "a")) == ""
+    assert load(tmp_path / "a").num_steps == 5
+    assert RunReader(tmp_path / "a").read().is_closed
+
+
+def test_an_observer_that_is_gone_is_written_before_the_process_ends(tmp_path: Path) -> None:
+    body = """
+    from thermoclaw.runs import store
+    write_part = store.write_part
+    def slow(path, rows):
+        time.sleep(1.0)
+        write_part(path, rows)
+    store.write_part = slow
+    run = Training(run_dir=sys.argv[1]).go(40)
+    del run
+    """
+    assert run_program(body, str(tmp_path / "a")) == ""
+    assert load(tmp_path / "a").num_steps == 40
+
+
 def test_a_forked_child_writes_nothing(tmp_path: Path) -> None:
     body = """
     import os

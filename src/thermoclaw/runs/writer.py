@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import json
 import logging
 import threading
@@ -60,7 +62,7 @@ class Writer:
         self._began_s = time.monotonic()
         self._flushed_s = self._described_s = -1e9
         self._waiting = 0  # bytes of rows
-        self._is_ending = self._is_told = False
+        self._is_ending = self._is_over = self._is_told = False
         self.is_off = False
         self._thread = threading.Thread(target=self._work, name="thermoclaw-run", daemon=True)
 
@@ -91,19 +93,27 @@ class Writer:
             if described is not None:
                 self._described, self._described_s = described, time.monotonic()
         if not self._thread.is_alive() and not self._is_ending:
-            self._thread.start()
+            with contextlib.suppress(
+                RuntimeError
+            ):  # at the interpreter's end none can be started; `finish` writes then
+                self._thread.start()
 
     def end(self) -> None:
-        """Write the rest and stop, soon."""
+        """Write the rest and stop, soon, and before the interpreter ends."""
+        atexit.register(self.finish)
         with self._lock:
             self._is_ending = True
             self._lock.notify()
 
     def finish(self) -> None:
         """Write the rest and stop; waits for the disk, for a while."""
-        self.end()
+        with self._lock:
+            self._is_ending = True
+            self._lock.notify()
         if self._thread.is_alive():
             self._thread.join(CLOSE_S)
+        elif not self._is_over:
+            self._guard(is_last=True)
         if self._thread.is_alive():
             logger.warning("thermoclaw: %s does not answer; the last rows are given up", self.claim.folder)
 
@@ -116,7 +126,9 @@ class Writer:
                 is_last = self._is_ending
             self._guard(is_last=is_last)
             if is_last:
-                return
+                break
+        self._is_over = True
+        atexit.unregister(self.finish)
 
     def _is_urgent(self) -> bool:
         return self._is_ending or (self._waiting >= MOST_WAITING // 4 and not self._is_told)
@@ -150,7 +162,7 @@ class Writer:
                 logger.warning("thermoclaw: %s is written again", folder)
 
     def _stop(self, message: str, *details: Any, trace: bool = False) -> None:
-        self.is_off = True
+        self.is_off = self._is_over = True
         self._rows = []
         logger.warning(f"thermoclaw: {message}", *details, exc_info=trace)
 
