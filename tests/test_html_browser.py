@@ -136,6 +136,12 @@ def test_the_keyboard_reaches_the_picker_and_the_map(browser: Any, failing: Path
         for key in ("ArrowDown", "ArrowDown", "ArrowRight"):
             seen.page.keyboard.press(key)
         assert seen.page.inner_text("#readout").startswith("blocks.1.fc, step 2: ")
+        seen.page.keyboard.press("+")
+        low, high = seen.value(RANGE.format("loss"))
+        assert low <= 2 <= high <= 65
+        seen.page.keyboard.press("-")
+        seen.page.keyboard.press("-")
+        assert seen.value(RANGE.format("loss")) == [0.5, 120.5]
         seen.page.keyboard.press("Enter")
         assert "blocks.1.fc" in seen.page.inner_text("#caption-lines")
         seen.page.keyboard.press("Escape")

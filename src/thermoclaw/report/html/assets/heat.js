@@ -163,6 +163,15 @@ function say(cell) {
   byId("readout").textContent = `${words.name}, ${words.text}`;
 }
 
+// Steps around the cursor, or around the middle of what is seen.
+function zoomBy(factor) {
+  const first = DATA.edges[0], last = DATA.edges[DATA.edges.length - 1];
+  const [low, high] = state.range || [first, last];
+  const middle = state.cell ? centers()[state.cell.bin] : (low + high) / 2, width = (high - low) * factor;
+  const start = Math.max(first, Math.min(middle - width / 2, last - width));
+  zoomTo([start, start + width]);
+}
+
 function bindHeat(plot) {
   if (plot.dataset.heat) return;
   plot.dataset.heat = "1";
@@ -177,6 +186,8 @@ function bindHeat(plot) {
     const moves = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1], PageUp: [-10, 0], PageDown: [10, 0], Home: [0, -1e9], End: [0, 1e9] };
     if (event.key === "Escape") { state.cell = null; keepLayer(-1); byId("readout").textContent = ""; return; }
     if (event.key === "Enter" && state.cell) { keepLayer(state.cell.row); return; }
+    const closer = { "+": 0.5, "=": 0.5, "-": 2 }[event.key];
+    if (closer) { zoomBy(closer); return; }
     const move = moves[event.key];
     if (!move) return;
     event.preventDefault();
