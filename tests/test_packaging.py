@@ -70,7 +70,9 @@ def test_names_have_one_home_for_type_checkers_and_for_python() -> None:
 def test_a_package_does_not_hide_the_function_of_its_name() -> None:
     code = "import thermoclaw.preflight.result, thermoclaw; print(callable(thermoclaw.preflight))"
     code += "; from thermoclaw import preflight; from thermoclaw.preflight import Preflight; print(preflight.__name__)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-W", "error::ImportWarning", "-c", code], capture_output=True, text=True, check=True
+    )
     assert done.stdout.split() == ["True", "preflight"]
 
 
