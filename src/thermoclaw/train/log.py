@@ -11,6 +11,7 @@ from thermoclaw.files import atomic_file
 from thermoclaw.integrations.scalars import PREFIX, meanings
 
 FILE = "log.csv"
+_MOST_LATE = 1 << 20  # characters that wait for a disk
 HEADS = ("step", "epoch", "lr", "loss", "val_loss", "val_accuracy")
 COLUMNS = (*HEADS, *(name.removeprefix(PREFIX) for name in meanings()))
 
@@ -24,7 +25,7 @@ class Log:
     """
 
     def __init__(self, folder: Path, *, step: int = 0) -> None:
-        self._path = folder / FILE
+        self._path, self._late = folder / FILE, ""
         kept = [row for row in read_log(folder) if step and row["step"] <= step]
         with atomic_file(self._path, "w") as handle:
             writer = csv.DictWriter(handle, COLUMNS)
@@ -32,12 +33,19 @@ class Log:
             writer.writerows({name: _cell(value) for name, value in row.items()} for row in kept)
 
     def add(self, **values: Any) -> None:
-        """Append a row; columns that are not given stay empty. It is on disk when this returns."""
+        """Append a row; columns that are not given stay empty. On disk when this returns, if the disk is there."""
         text = io.StringIO()
         row = {name.removeprefix(PREFIX): _cell(value) for name, value in values.items()}
         csv.DictWriter(text, COLUMNS).writerow(row)
-        with open(self._path, "a", encoding="utf-8", newline="") as handle:
-            handle.write(text.getvalue())
+        self._late += text.getvalue()
+        try:
+            with open(self._path, "a", encoding="utf-8", newline="") as handle:
+                handle.write(self._late)
+        except OSError as error:  # a disk that is full or away for a moment ends no training
+            if len(self._late) > _MOST_LATE:
+                raise OSError(f"{self._path} cannot be written: {error.strerror or error}") from error
+        else:
+            self._late = ""
 
 
 def read_log(folder: Path) -> list[dict[str, float]]:

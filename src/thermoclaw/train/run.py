@@ -25,7 +25,7 @@ from thermoclaw.train.errors import RunError
 from thermoclaw.train.images import Split
 from thermoclaw.train.log import Log, read_log
 from thermoclaw.train.loop import Trainer, find_device
-from thermoclaw.train.settings import FILE, Settings, continued, load_settings, save_settings
+from thermoclaw.train.settings import FILE, Settings, continued, load_settings, save_settings, settings_of
 from thermoclaw.train.stopping import Stopper
 from thermoclaw.train.telling import Silent, Teller
 
@@ -105,7 +105,7 @@ def train(
     if resume:
         chosen = continued(load_settings(folder), given)
     else:
-        chosen = settings if isinstance(settings, Settings) else Settings(**_tupled(given))
+        chosen = settings_of(given, source="the settings")
         if (folder / FILE).exists():
             raise RunError(f"{folder} has a run already: go on with it with --resume, or choose another --out")
     device = find_device(chosen.device)
@@ -155,11 +155,6 @@ def _go_on(trainer: Trainer, folder: Path, data: Split) -> None:
     if state.get("data") != fingerprint(data):
         raise RunError(f"the data set {trainer.settings.data} is another one than {folder} was trained on")
     trainer.load_state_dict(state)
-
-
-def _tupled(given: dict[str, Any]) -> dict[str, Any]:
-    export = given.get("export")
-    return {**given, "export": tuple(export)} if isinstance(export, list) else given
 
 
 class _Run:

@@ -6,6 +6,7 @@ No torch.
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import time
@@ -21,6 +22,8 @@ try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None
+
+logger = logging.getLogger("thermoclaw")
 
 FILE, STOP_FILE, LOCK_FILE = "status.json", "stop", "lock"
 RUNNING, FINISHED, STOPPED, FAILED = "running", "finished", "stopped", "failed"
@@ -41,6 +44,7 @@ class Status:
         self.folder = folder
         self._clock, self._began, self._written = clock, clock(), -math.inf
         self._lock: Any = None
+        self._complained = False
         self.values: dict[str, Any] = {"state": RUNNING, "pid": os.getpid(), "error": None}
 
     def lock(self) -> bool:
@@ -74,8 +78,13 @@ class Status:
             return
         self._written = at
         whole = {**self.values, "elapsed_s": round(at - self._began, 2), "updated": time.time()}
-        with atomic_file(self.folder / FILE, "w") as handle:
-            json.dump({key: _plain(value) for key, value in whole.items()}, handle, indent=1)
+        try:
+            with atomic_file(self.folder / FILE, "w") as handle:
+                json.dump({key: _plain(value) for key, value in whole.items()}, handle, indent=1)
+        except OSError as error:  # a disk that is full or away for a moment ends no training
+            if not self._complained:
+                logger.warning("thermoclaw: the status of %s is not written: %s", self.folder, error)
+            self._complained = True
 
     def left_s(self, done: int, of: int, *, first: int = 0) -> float | None:
         """Seconds until the last step, by the pace since the first one of this process."""
