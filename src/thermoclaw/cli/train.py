@@ -8,9 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from thermoclaw.cli.arguments import at_least
-from thermoclaw.cli.exits import FOUND, OK
-
-INTERRUPTED = 130
+from thermoclaw.cli.exits import FOUND, INTERRUPTED, OK
 
 
 def add_to(commands: Any) -> None:
