@@ -42,7 +42,7 @@ DARK = TerminalTheme(
 )  # fmt: skip
 PAGE = """<!DOCTYPE html><meta charset="utf-8">
 <body style="margin:0;background:white"><pre id="frame" style="display:inline-block;margin:0;padding:18px 22px;
-border-radius:8px;background:{background};color:{foreground};font:14px/1.28 'DejaVu Sans Mono'">{code}</pre>"""
+background:{background};color:{foreground};font:14px/1.28 'DejaVu Sans Mono'">{code}</pre>"""
 
 
 def watched(folder: Path) -> Run:

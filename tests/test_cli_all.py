@@ -34,6 +34,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ["compare", "a", "b"],
         ["export", "a", "-o", "a.csv", "--quantities", "loss"],
         ["export", "a", "-o", "a.npz"],
+        ["report", "a", "-o", "a.html"],
         ["preflight"],
         ["completion", "bash"],
     ],
@@ -41,8 +42,10 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 )
 def test_no_torch_is_loaded(arguments: list[str], runs: Path, tmp_path: Path) -> None:
     """With torch refused: it is not tried either."""
+    if arguments[0] == "report":
+        pytest.importorskip("plotly")
     places = [str(runs / word) if word in ("a", "b") else word for word in arguments]
-    places = [str(tmp_path / word) if word in ("a.csv", "a.npz") else word for word in places]
+    places = [str(tmp_path / word) if word in ("a.csv", "a.npz", "a.html") else word for word in places]
     done = command(*places, refuse="torch")
     assert done.returncode in (0, 1), done.stderr
     assert done.stderr == ""
