@@ -214,6 +214,8 @@ def test_a_change_of_the_data_that_was_announced() -> None:
     assert heard(run().record(), "distribution_shift").first_step == 121
     assert heard(run(60).record(), "distribution_shift").first_step == 121
     silent(run(120).record(), "distribution_shift")
+    swing = run().set(slice(110, 120), coherence=-0.8, overshoot=0.01)
+    silent(swing.record(), "distribution_shift")  # a rate at the edge, whose swing breaks out
     joined = run().set(slice(0, 120), 7, grad_sq=0.0)  # a new head, and its loss with it
     silent(joined.record(), "distribution_shift")
 

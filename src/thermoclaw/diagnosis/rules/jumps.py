@@ -16,6 +16,7 @@ BEFORE, AFTER = 20, 6
 SHIFT, SHIFT_HIGH, FALLS_BACK = 2.0, 4.0, 0.45
 SPIKE_OVER, SPIKE_OVER_HIGH, SPIKE_MEMORY, STAYS = 20.0, 33.0, 50, 4
 SPIKE_ALIVE, TOLD = 0.5, 2
+SWING_ROWS, SWING_COHERENCE = 4, -0.4
 LOSS_SPIKE, LOSS_SPIKE_BACK, MANY_SPIKES, LONE_SPIKE = 0.5, 10, 4, 6.0
 USUAL_STEP, USUAL_RATE = 3.0, 1.5
 
@@ -55,9 +56,18 @@ def distribution_shift(record: Record) -> Finding | None:
     sudden = _suddenness(view)
     for row in rows:
         at = row - AFTER + 1
-        if usual[at] and sudden[row] > 0.5 and not _falls_back(record.loss[at : row + 1]) and not _meant(record, at):
+        if not usual[at] or sudden[row] <= 0.5 or _swings(view, at) or _meant(record, at):
+            continue
+        if not _falls_back(record.loss[at : row + 1]):
             return _shift(view, int(at), int(row), float(size[row]))
     return None
+
+
+def _swings(view: View, at: int) -> bool:
+    """Whether steps had gone past the minimum and back for some time: the swing broke out, and not the data."""
+    before = slice(max(at - SWING_ROWS, 0), at)
+    back, past = view.coherence[before] < SWING_COHERENCE, view.overshoot[before] > 0
+    return bool(back.all() and past.all())
 
 
 def _meant(record: Record, at: int) -> bool:
