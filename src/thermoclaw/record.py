@@ -28,6 +28,7 @@ from thermoclaw.quantities import LAYER_COLUMNS, RUN_COLUMNS, TABLE, Array, cano
 from thermoclaw.wording import number, short_name
 
 SCHEMA_VERSION = 1
+MOST_NUMBERS = 100_000  # of hyper-parameters that are told in as few digits as they have
 
 SEED_CSV_COLUMNS = {
     "layer_sigma": "sigma",
@@ -392,9 +393,19 @@ def _shortest(values: Array) -> Array:
     starts = [np.flatnonzero(np.append(True, line[1:] != line[:-1])[: len(line)]) for line in lines]
     by_row = len(starts[0]) <= len(starts[1])
     line, first = (lines[0], starts[0]) if by_row else (lines[1], starts[1])
+    if len(first) > MOST_NUMBERS:
+        return _seven_digits(values)
     numbers = [_shortest_number(x) if math.isfinite(x) else x for x in line[first].tolist()]
     found = np.repeat(np.array(numbers, dtype=np.float64), np.diff(first, append=len(line)))
     return found.reshape(values.shape) if by_row else found.reshape(values.T.shape).T
+
+
+def _seven_digits(values: Array) -> Array:
+    """All at once, rounded to what single precision holds: for rates that differ in every layer and step."""
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        scale = 10.0 ** (6.0 - np.floor(np.log10(np.abs(values))))
+        rounded = np.round(values * scale) / scale
+    return np.where(np.isfinite(rounded), rounded, values)
 
 
 @functools.lru_cache(maxsize=1 << 14)

@@ -28,7 +28,7 @@ class Renewal:
             return
         grads = [p.grad for p in params[: self.PARAMS]]
         now = tuple(-1 if grad is None or type(grad) is not Tensor else grad._version for grad in grads)
-        if self._before and -1 not in (*now, *self._before):
+        if len(now) == len(self._before) > 0 and -1 not in (*now, *self._before):  # groups may have been added
             self.compared += 1
             self.renewed += all(a <= b for a, b in zip(now, self._before, strict=True))
         self._before = now

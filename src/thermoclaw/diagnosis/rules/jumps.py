@@ -54,12 +54,12 @@ def distribution_shift(record: Record) -> Finding | None:
     rows = np.flatnonzero(size > SHIFT)
     usual = was_usual(view)
     sudden = _suddenness(view)
-    for row in rows:
+    for row in rows.tolist():
         at = row - AFTER + 1
         if not usual[at] or sudden[row] <= 0.5 or _swings(view, at) or _meant(record, at):
             continue
         if not _falls_back(record.loss[at : row + 1]):
-            return _shift(view, int(at), int(row), float(size[row]))
+            return _shift(view, at, row, float(size[row]))
     return None
 
 
