@@ -38,17 +38,18 @@ def run(clear: str, *, micro: int = 1, clip: bool = False, steps: int = 30) -> R
 
 @pytest.mark.parametrize(("micro", "clip"), [(1, False), (4, False), (1, True), (3, True)])
 def test_gradients_that_are_dropped_are_new_ones(micro: int, clip: bool) -> None:
-    assert run("drop", micro=micro, clip=clip).meta["gradients_renewed"] == [29, 29]
-    assert run("zero", micro=micro, clip=clip).meta["gradients_renewed"] == [0, 29]
-    assert run("never", micro=micro, clip=clip).meta["gradients_renewed"] == [0, 29]
+    assert run("drop", micro=micro, clip=clip).meta["gradients_are_new"]
+    assert not run("drop", micro=micro, clip=clip, steps=4).meta["gradients_are_new"]  # too few to tell
+    assert not run("zero", micro=micro, clip=clip).meta["gradients_are_new"]
+    assert not run("never", micro=micro, clip=clip).meta["gradients_are_new"]
 
 
 def test_new_gradients_are_no_running_sum() -> None:
     t = np.arange(1, 201)
     piled = Synthetic(optimizer="SGD").set(coherence=0.97, grad_sq=(0.1 * t[:, None] * np.ones((200, 8))) ** 2)
     piled.set(loss=2.0 + 0.01 * np.sin(t))
-    for renewed, told in (([0, 60], True), ([2, 3], True), ([60, 60], False)):
-        codes = [f.code for f in run_rules(piled.record(gradients_renewed=renewed))]
+    for meta, told in (({}, True), ({"gradients_are_new": False}, True), ({"gradients_are_new": True}, False)):
+        codes = [f.code for f in run_rules(piled.record(**meta))]
         assert ("gradient_accumulation_bug" in codes) == told
     codes = [f.code for f in diagnose(run("never")).findings]
     assert "gradient_accumulation_bug" in codes
@@ -84,18 +85,16 @@ def play(turns: int = 20, *, shared: bool = False) -> list[Observer]:
 def test_a_game_of_two_is_known_as_one() -> None:
     gc.collect()
     for observer in play():
-        between, steps = observer.record().meta["in_company"]
-        assert steps == 20
-        assert between >= 18
+        assert observer.record().meta["is_game"]
     del observer
     for observer in play(shared=True):  # two optimizers of one model work for one loss
-        assert observer.record().meta["in_company"][0] == 0
+        assert not observer.record().meta["is_game"]
 
 
 def test_a_run_after_another_is_alone() -> None:
     first = play()
     alone = run("drop")
-    assert alone.meta["in_company"][0] == 0
+    assert not alone.meta["is_game"]
     assert len(first) == 2
 
 
@@ -105,13 +104,13 @@ def test_what_a_loss_says_in_a_game_is_for_information() -> None:
         made.loss[100:] = 40.0
         return {f.code: f.confidence for f in run_rules(made.record(**meta))}
 
-    alone, game = found(in_company=[0, 200]), found(in_company=[199, 200])
+    alone, game = found(is_game=False), found(is_game=True)
     assert alone["lr_too_high"] == "HIGH"
     assert game["lr_too_high"] == "LOW"
     assert set(game.values()) == {"LOW"}
     first = Synthetic().set(slice(0, 8), update_sq=64.0)
     first.loss[:] = 3.0
-    rewritten = {f.code: f.confidence for f in run_rules(first.record(in_company=[199, 200]))}
+    rewritten = {f.code: f.confidence for f in run_rules(first.record(is_game=True))}
     assert rewritten["lr_too_high"] == "HIGH"  # steps as long as the weights need no loss to be too long
 
 
@@ -128,5 +127,5 @@ def test_state_carries_what_is_known() -> None:
     observer.close()
     other = Observer(model, optimizer)
     other.load_state_dict(state)
-    for name in ("gradients_renewed", "in_company", "outside_edges"):
+    for name in ("gradients_are_new", "is_game", "outside_edges"):
         assert other.record().meta[name] == observer.record().meta[name]

@@ -81,7 +81,7 @@ def differences(left: Any, right: Any, path: str = "") -> list[str]:
 
 def seen_later(found: list[str]) -> list[str]:
     """Less the name of the run, and a count of neighboring steps, of which a seam is none."""
-    return [path for path in found if not path.endswith("run_id") and "/gradients_renewed/" not in path]
+    return [path for path in found if not path.endswith("run_id")]
 
 
 # -- networks ----------------------------------------------------------------------------------------------------------

@@ -193,8 +193,7 @@ class Attachment:
     def _timed_after(self) -> None:
         with self.meter.own_work():
             self.meter.after_step()
-            if len(_attached) > 1:
-                self._company.look(_others(self._optimizer))
+            self._company.look(_others(self._optimizer) if len(_attached) > 1 else ())
         if self.meter.is_capturing():  # from here on the hooks may be silent
             self._polled, self._calls_seen = set(), self.meter.num_calls
 
@@ -410,7 +409,7 @@ class Attachment:
             "losses": self._losses.pending,
             "missing": self._idle.told,
             "outside_edges": self._idle.edges,
-            "gradients_renewed": [self._renewal.renewed, self._renewal.compared],
+            "gradients_renewed": self._renewal.state,
             "in_company": [self._company.between, self._company.steps],
             "is_polled": self.hooks is None,
             "run_id": self.run_id,
@@ -463,12 +462,10 @@ class Attachment:
         raised = [event["finding"] for event in self.events if event.get("kind") == "alarm"]
         self.alarms = [Finding.from_json(finding) for finding in raised]
         self._next_check, self._has_cadence_event = count(state, "next_check"), take(state, "has_cadence_event", bool)
-        if "gradients_renewed" in state:  # an older state lacks them
-            self._renewal = Renewal(*counts(state, "gradients_renewed"))
-            self._company = Company(self.model, *counts(state, "in_company"))
+        self._renewal = Renewal(*counts(state, "gradients_renewed"))
+        self._company = Company(self.model, *counts(state, "in_company"))
         self._losses.load(take(state, "losses", list), self.meter.device)
-        edges = take(state, "outside_edges", dict) if "outside_edges" in state else {}  # an older state lacks them
-        self._idle.load(take(state, "missing", dict), edges)
+        self._idle.load(take(state, "missing", dict), take(state, "outside_edges", dict))
         self._calls_at_start, self._polls, self._polled = self.meter.num_calls, 0, set()
         self._told_step = self.meter.due_step
         if take(state, "is_polled", bool) and self.hooks is not None:  # its hooks were found not to fire
@@ -493,8 +490,8 @@ class Attachment:
             **describe_run(self.meter, self._optimizer),
             "unoptimized": self._idle.names,
             "outside_edges": self._idle.edges,
-            "gradients_renewed": [self._renewal.renewed, self._renewal.compared],
-            "in_company": [self._company.between, self._company.steps],
+            "gradients_are_new": self._renewal.told,
+            "is_game": self._company.told,
             "parameter_order": self._parameter_order,
             "failed": self.failed,
             **({"run_id": self.run_id} if self.run_id is not None else {}),

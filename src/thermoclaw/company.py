@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, Protocol
 
+LEAST, SHARE = 8, 0.1  # steps that can tell, and their share before which others stepped
+
 
 class Other(Protocol):
     """Another attachment, as far as it is looked at."""
@@ -28,6 +30,11 @@ class Company:
         self._calls = -1
         self._own: frozenset[int] | None = None
         self._shares: dict[int, bool] = {}
+
+    @property
+    def told(self) -> bool:
+        """Whether others step between these steps again and again."""
+        return self.steps >= LEAST and self.between > SHARE * self.steps
 
     def look(self, others: Iterable[Other]) -> None:
         """At a step that was made, with all others that are observed."""

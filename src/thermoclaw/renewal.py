@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-STEPS = 64  # that are looked at, from the start
+STEPS, LEAST = 64, 4  # that are looked at, from the start, and that can tell
 
 
 class Renewal:
@@ -18,9 +18,19 @@ class Renewal:
 
     PARAMS = 4  # that are looked at
 
-    def __init__(self, renewed: int = 0, compared: int = 0) -> None:
+    def __init__(self, renewed: int = 0, compared: int = 0, *before: int) -> None:
         self.renewed, self.compared = renewed, compared
-        self._before: tuple[int, ...] = ()
+        self._before = before
+
+    @property
+    def state(self) -> list[int]:
+        """What it is made of again."""
+        return [self.renewed, self.compared, *(self._before if -1 not in self._before else ())]
+
+    @property
+    def told(self) -> bool:
+        """Whether gradients were new at most steps, so that nothing adds up."""
+        return self.compared >= LEAST and self.renewed > 0.5 * self.compared
 
     def look(self, params: Sequence[Tensor]) -> None:
         """At a step that is about to be made, with its gradients in place."""

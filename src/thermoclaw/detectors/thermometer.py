@@ -294,7 +294,8 @@ class Thermometer:
             scale = self.batch_size * share / max(1.0 - share, 1e-3)
             found.append(batch_below_noise_scale(scale, self.batch_size, share, half))
         ratios = [ratio for ratio in self.fdt_ratio(record).values() if np.isfinite(ratio.value)]
-        still, motion = sum(ratio.holds(1.0) for ratio in ratios), self.diffusion().motion
+        sure = (ratio.holds(1.0) and ratio.high - ratio.low <= WIDE for ratio in ratios)
+        still, motion = sum(sure), self.diffusion().motion
         if ratios and still >= AT_REST * len(ratios) and motion in RESTS:
             found.append(come_to_rest(still, len(ratios), RESTS[motion], half))
         return found

@@ -135,8 +135,7 @@ class View:
     @cached_property
     def is_game(self) -> bool:
         """Whether another optimizer moves a model of its own between the steps: the loss says little by itself then."""
-        between, steps = self.record.meta.get("in_company") or (0, 0)
-        return bool(steps >= 8 and between > 0.1 * steps)
+        return bool(self.record.meta.get("is_game"))
 
     @cached_property
     def fresh(self) -> bool:

@@ -23,14 +23,13 @@ SUM_ROWS, SUM_NOISE, SUM_COHERENCE, SUM_BATCHES, SUM_MOVES, SUM_KEEPS, SUM_LASTS
     20,
     80,
 )
-RENEWED_STEPS = 4
 SUM_PAYS, SUM_GROWS, SUM_EARLY = 0.4, 1.5, slice(2, 12)
 
 
 def gradient_accumulation_bug(record: Record) -> Finding | None:
     """Gradients of earlier steps are still in the sum: it grows step by step and hardly turns."""
     view = view_of(record)
-    if not view.fresh or len(record) < 12 or _are_renewed(record):
+    if not view.fresh or len(record) < 12 or record.meta.get("gradients_are_new"):
         return None
     first = middle(view.grad[:2]) if np.isfinite(view.grad[:2]).any() else 0.0
     if not first > 0:
@@ -57,12 +56,6 @@ def gradient_accumulation_bug(record: Record) -> Finding | None:
         source="the cosine of successive partial sums tends to 1 as 1 − O(1/t²); PyTorch adds gradients up by design",
         evidence={"coherence": float(view.coherence[row]), "gradient_growth": float(growth[row])},
     )
-
-
-def _are_renewed(record: Record) -> bool:
-    """Whether the gradients were other tensors at most steps, so that nothing adds up. Older records do not know."""
-    renewed, compared = record.meta.get("gradients_renewed") or (0, 0)
-    return bool(compared >= RENEWED_STEPS and renewed > 0.5 * compared)
 
 
 def _steady_sum(record: Record, growth: Array) -> tuple[int, int] | None:
