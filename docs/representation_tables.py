@@ -8,7 +8,8 @@ from pathlib import Path
 
 from markdown_tables import table
 
-RESULTS = Path(__file__).resolve().parent.parent / "benchmarks" / "results" / "representation_collapse.json"
+FOLDER = Path(__file__).resolve().parent.parent / "benchmarks" / "results"
+RESULTS, HEALTHY = FOLDER / "representation_collapse.json", FOLDER / "detectors.json"
 
 
 def runs() -> str:
@@ -80,8 +81,29 @@ def thresholds() -> str:
     return "\n".join(table(("what is trained", "finding", "where"), rows))
 
 
+def healthy() -> str:
+    """What detectors beside the observer said of healthy runs."""
+    told = json.loads(HEALTHY.read_text())
+    names = {"dev": "development", "held_out": "held out"}
+    rows = [
+        (
+            name,
+            f"{told[part]['accused']['of']}",
+            f"{told[part]['watched_modules']:,}",
+            f"{told[part]['checks']:,}",
+            f"{told[part]['accused']['hits']}",
+            f"{told[part]['bitwise']['hits']}",
+        )
+        for part, name in names.items()
+        if part in told
+    ]
+    heads = ("programs", "healthy runs", "modules watched", "checks", "runs accused", "losses the same to the bit")
+    return "\n".join(table(heads, rows))
+
+
 PARTS: dict[str, Callable[[], str]] = {
     "representation-runs": runs,
     "representation-nulls": nulls,
     "representation-thresholds": thresholds,
+    "representation-healthy": healthy,
 }
