@@ -13,7 +13,7 @@ from torch import nn
 
 from tests.conftest import mlp, seed_everything
 from tests.test_thermometer import wander
-from thermoclaw import Observer, SpikeDetector, Thermometer, diagnose
+from thermoclaw import Observer, PhaseMonitor, SpikeDetector, Thermometer, diagnose
 from thermoclaw.diagnosis.engine import rank
 from thermoclaw.diagnosis.finding import Finding
 from thermoclaw.diagnosis.rules import RULES
@@ -114,6 +114,31 @@ def test_the_thermometer_says_when_a_run_has_come_to_rest() -> None:
 def test_the_thermometer_is_silent_where_weights_still_move() -> None:
     assert "plateau" not in codes(wander(0.0, 400))
     assert wander(4.0, 150, batch_size=4).findings() == []  # too short to tell
+
+
+def test_weights_on_a_lattice_are_told_by_the_phase_monitor() -> None:
+    def codes_of(rounded: bool) -> dict[str, Finding]:
+        seed_everything(0)
+        model = nn.Linear(64, 64)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+        observer = Observer(model, optimizer, strict=True)
+        monitor = PhaseMonitor(observer, strict=True)
+        for _ in range(20):
+            optimizer.zero_grad()
+            loss = (model(torch.randn(8, 64)) - 1).square().mean()
+            loss.backward()
+            optimizer.step()
+            observer.step(loss=loss)
+            if rounded:
+                with torch.no_grad():
+                    model.weight.copy_((model.weight / 0.05).round() * 0.05)
+            monitor.step(loss=loss)
+        return codes(observer)
+
+    found = codes_of(True)["lost_updates"]
+    assert (found.confidence, found.layers) == ("LOW", ("(root)",))
+    assert found.evidence["lattice_order"] > 0.95
+    assert "lost_updates" not in codes_of(False)
 
 
 def test_a_detector_alone_is_heard_of_any_observer_of_its_optimizer() -> None:

@@ -19,8 +19,8 @@ KIND = "testimony"
 class Witness(Protocol):
     """A detector with findings of its own."""
 
-    def findings(self, record: Record | None = None) -> Sequence[Finding]:
-        """What it says of a record, which is the observer's own where none is given."""
+    def findings(self, record: Record, /) -> Sequence[Finding]:
+        """What it says of the observer's record."""
 
 
 class Witnesses:

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from thermoclaw.diagnosis.finding import Finding
 from thermoclaw.observer import Observer
 from thermoclaw.phase.config import PhaseConfig
 from thermoclaw.phase.gather import array_entries, model_entries
@@ -21,7 +22,9 @@ from thermoclaw.phase.readings import full_reading, group_reading, row_phase, ro
 from thermoclaw.phase.result import NOTHING, MetricsResult
 from thermoclaw.phase.rows import Tally
 from thermoclaw.phase.text import summary_text
+from thermoclaw.phase.told import on_a_lattice
 from thermoclaw.phase.track import Track, signature
+from thermoclaw.record import Record
 
 logger = logging.getLogger("thermoclaw")
 
@@ -73,7 +76,9 @@ class PhaseMonitor:
         mode: str | None = None,
         strict: bool = False,
     ) -> None:
-        model = _observed(model) if isinstance(model, Observer) else model
+        if isinstance(model, Observer):
+            model.hear(self)
+            model = _observed(model)
         if model is not None and not isinstance(model, nn.Module):
             raise TypeError(
                 f"the first argument is the model (an nn.Module), an Observer of it or None, not {type(model).__name__}"
@@ -199,6 +204,19 @@ class PhaseMonitor:
             logger.info("phase monitor, step %d: %s", self.step_count, reading.phase.name)
             self._logged = reading.phase
         return MetricsResult(lambda: reading)
+
+    def findings(self, record: Record) -> list[Finding]:
+        """Layers on a lattice, at LOW confidence; every `diagnose` of the observer it was made with has it. Waits.
+
+        Args:
+            record: of the run.
+        """
+        if self.config.core.mode == "seed" or self._off:
+            return []
+        result = self.read()
+        orders = {name: metrics["lattice_order"] for name, metrics in result.layers.items()}
+        found = on_a_lattice(record, result.layer_phases, orders)
+        return [found] if found is not None else []
 
     def compute_all_metrics(self) -> dict[str, float]:
         """All metrics of the model by name, NaN where one is not defined; empty before the first step. Waits."""
