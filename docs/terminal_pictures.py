@@ -15,11 +15,11 @@ import time
 from pathlib import Path
 
 import torch
+from pages import shrink  # beside this script
 from playwright.sync_api import sync_playwright
 from rich.console import Console
 from rich.terminal_theme import TerminalTheme
 
-from pages import shrink  # beside this script
 from thermoclaw import Observer, diagnose
 from thermoclaw.lab.models import GPTShape
 from thermoclaw.lab.training import Workload, start_arm

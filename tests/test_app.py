@@ -21,7 +21,7 @@ pytest.importorskip("plotly")
 from streamlit.testing.v1 import AppTest
 
 from synthetic import Synthetic
-from tests.pages import HOSTILE, renamed
+from tests.html_pages import HOSTILE, renamed
 from thermoclaw import Observer, cli
 from thermoclaw.app import charts, jobs, telling
 from thermoclaw.app import folders as app_folders

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pages import HOSTILE, Opened, chromium, finding, grown, opened, renamed
+from html_pages import HOSTILE, Opened, chromium, finding, grown, opened, renamed
 from synthetic import Synthetic
 
 pytest.importorskip("jinja2", reason="the extra html is not installed")

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pages import HOSTILE, finding, grown, noisy, renamed
+from html_pages import HOSTILE, finding, grown, noisy, renamed
 from synthetic import Synthetic
 
 pytest.importorskip("jinja2", reason="the extra html is not installed")

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from pages import HOSTILE, chromium, finding, grown, opened, renamed
+from html_pages import HOSTILE, chromium, finding, grown, opened, renamed
 from synthetic import Synthetic
 from thermoclaw import Observer, diagnose, notebook
 from thermoclaw.diagnosis.finding import Finding
