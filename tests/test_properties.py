@@ -109,7 +109,7 @@ def test_a_csv_has_a_row_for_each_layer_and_step_and_no_formula(record: Record) 
     assert len(rows) == len(record) * len(record.layers)
     at = head.index("layer_name")
     assert all(len(row) == len(head) for row in rows)
-    assert not any(row[at].startswith(("=", "+", "-", "@", "\t", "\r")) for row in rows)
+    assert not any(row[at].startswith(("=", "+", "-", "@", "\t", "\r")) or "\x00" in row[at] for row in rows)
 
 
 @given(records(), st.data())

@@ -438,7 +438,7 @@ def _whole(value: float) -> Any:
 
 def name_cell(name: str) -> str:
     """A name as a spreadsheet may read it: what would be a formula there begins with an apostrophe."""
-    cell = name.encode("utf-8", "backslashreplace").decode("utf-8")
+    cell = name.encode("utf-8", "backslashreplace").decode("utf-8").replace("\x00", "\\x00")
     return f"'{cell}" if cell.startswith(("=", "+", "-", "@", "\t", "\r")) else cell
 
 
