@@ -16,8 +16,11 @@ from thermoclaw.train.errors import RunError
 
 if sys.version_info >= (3, 11):
     import tomllib
-else:  # pragma: no cover
-    tomllib = None
+else:
+    try:
+        import tomli as tomllib
+    except ModuleNotFoundError:
+        tomllib = None
 
 MODELS = ("small", "resnet18", "resnet50")
 OPTIMIZERS = {"sgd": 0.05, "adamw": 1e-3}
@@ -135,7 +138,7 @@ def read_toml(path: str | os.PathLike[str]) -> dict[str, Any]:
         RunError: it cannot be read.
     """
     if tomllib is None:
-        raise RunError("a TOML file needs Python 3.11 or newer: give options instead")
+        raise RunError("a TOML file needs Python 3.11 or newer, or the package tomli: give options instead")
     try:
         with open(path, "rb") as handle:
             whole = tomllib.load(handle)
