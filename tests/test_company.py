@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from tests.conftest import mlp
 from tests.synthetic import Synthetic
 from thermoclaw import Observer, diagnose
+from thermoclaw.company import Company
 from thermoclaw.diagnosis.engine import run_rules
 from thermoclaw.record import Record
 
@@ -89,6 +90,21 @@ def test_a_game_of_two_is_known_as_one() -> None:
     del observer
     for observer in play(shared=True):  # two optimizers of one model work for one loss
         assert not observer.record().meta["is_game"]
+
+
+def test_observers_that_go_are_no_company() -> None:
+    class Gone:
+        model = Player()
+
+        def __init__(self, calls: int) -> None:
+            self.meter = type("Meter", (), {"num_calls": calls})
+
+    company = Company(Player())
+    for others in ([Gone(9)], [Gone(9)], [], [], [Gone(0)], [Gone(0)]):
+        company.look(others)
+    assert (company.between, company.steps) == (0, 6)
+    company.look([Gone(1)])
+    assert company.between == 1
 
 
 def test_a_run_after_another_is_alone() -> None:

@@ -82,7 +82,7 @@ def test_a_finding_leads_to_its_steps_and_layers(browser: Any, failing: Path) ->
             assert 1 < low < 40 < high < 110
         boxes = seen.value("document.getElementById('plot-heat').layout.shapes.filter(s => s.type === 'rect')")
         assert [(box["y0"], box["y1"], box["x0"]) for box in boxes] == [(1.5, 4.5, 40)]
-        assert seen.value("loss.getBoundingClientRect().top < innerHeight")
+        seen.until("loss.getBoundingClientRect().top < innerHeight")  # it scrolls there smoothly
         seen.page.focus("#plot-heat")
         seen.page.keyboard.press("ArrowDown")  # the cursor begins where one looks
         assert int(seen.page.inner_text("#readout").split("step ")[1].split(":")[0]) > 1

@@ -24,6 +24,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 import thermoclaw.report
+from thermoclaw.markup import thin
 from thermoclaw.quantities import EQUILIBRIUM_BAND, LAYER_COLUMNS, RUN_COLUMNS, TABLE
 from thermoclaw.record import LayerInfo, Record
 from thermoclaw.report import panels, series, style
@@ -655,7 +656,7 @@ def test_thinning_keeps_spikes_and_gaps() -> None:
     y = np.zeros(10_000)
     y[[17, 5000]] = 9.0, -9.0
     y[7000:7200] = np.nan
-    x, kept = series.thin(np.arange(10_000.0), y, limit=400)
+    x, kept = thin(np.arange(10_000.0), y, limit=400)
     assert len(x) <= 400
     assert (np.diff(x) > 0).all()
     assert np.nanmax(kept) == 9.0

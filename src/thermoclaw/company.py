@@ -40,7 +40,7 @@ class Company:
         """At a step that was made, with all others that are observed."""
         self.steps += 1
         calls = sum(other.meter.num_calls for other in others if not self._shares_with(other))
-        self.between += self._calls not in (-1, calls)
+        self.between += calls > self._calls >= 0  # fewer are those of an observer that is gone
         self._calls = calls
 
     def _shares_with(self, other: Other) -> bool:
