@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from tests.conftest import mlp
 from tests.synthetic import Synthetic
 from thermoclaw import Observer, diagnose
-from thermoclaw.company import Company
 from thermoclaw.diagnosis.engine import run_rules
 from thermoclaw.record import Record
 
@@ -65,8 +64,8 @@ class Player(nn.Module):
         return x @ self.weight
 
 
-def play(turns: int = 20, *, shared: bool = False) -> list[Observer]:
-    """Two optimizers in turn: of two models, or of the two halves of one."""
+def play(turns: int = 20, *, shared: bool = False, held: bool = False) -> list[Observer]:
+    """Two optimizers in turn, one against the other: of two models, or of the two halves of one."""
     one, two = Player(), Player()
     whole = nn.ModuleList([one, two])
     observers = []
@@ -74,37 +73,80 @@ def play(turns: int = 20, *, shared: bool = False) -> list[Observer]:
     for player, optimizer in zip((one, two), optimizers, strict=True):
         observers.append(Observer(whole if shared else player, optimizer, strict=True))
     for _ in range(turns):
-        for sign, optimizer, observer in zip((1, -1), optimizers, observers, strict=True):
+        for i, sign in enumerate((1, -1)):
             whole.zero_grad()
-            loss = sign * two(one(torch.randn(8, 4))).square().mean()
+            (one, two)[1 - i].requires_grad_(not held)
+            made = one(torch.randn(8, 4))
+            loss = sign * two(made.detach() if i else made).square().mean()
             loss.backward()
-            optimizer.step()
-            observer.step(loss=loss)
+            optimizers[i].step()
+            (one, two)[1 - i].requires_grad_()
+            observers[i].step(loss=loss)
     return observers
 
 
-def test_a_game_of_two_is_known_as_one() -> None:
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("held", [False, True])
+def test_a_game_of_two_is_known_as_one(shared: bool, held: bool) -> None:
     gc.collect()
-    for observer in play():
-        assert observer.record().meta["is_game"]
-    del observer
-    for observer in play(shared=True):  # two optimizers of one model work for one loss
-        assert not observer.record().meta["is_game"]
+    assert [observer.record().meta["is_game"] for observer in play(shared=shared, held=held)] == [True, True]
 
 
-def test_observers_that_go_are_no_company() -> None:
-    class Gone:
-        model = Player()
+def test_optimizers_of_one_loss_play_no_game() -> None:
+    one, two = Player(), Player()
+    whole = nn.ModuleList([one, two])
+    optimizers = [torch.optim.SGD(player.parameters(), lr=0.01) for player in (one, two)]
+    observers = [Observer(whole, optimizer, strict=True) for optimizer in optimizers]
+    for _ in range(20):
+        loss = two(one(torch.randn(8, 4))).square().mean()
+        loss.backward()
+        for optimizer, observer in zip(optimizers, observers, strict=True):
+            optimizer.step()
+            observer.step(loss=loss)
+            optimizer.zero_grad()
+    assert [observer.record().meta["is_game"] for observer in observers] == [False, False]
 
-        def __init__(self, calls: int) -> None:
-            self.meter = type("Meter", (), {"num_calls": calls})
 
-    company = Company(Player())
-    for others in ([Gone(9)], [Gone(9)], [], [], [Gone(0)], [Gone(0)]):
-        company.look(others)
-    assert (company.between, company.steps) == (0, 6)
-    company.look([Gone(1)])
-    assert company.between == 1
+def test_a_critic_that_rests_is_no_game() -> None:
+    """Frozen for good, though its optimizer is observed."""
+    one, two = Player(), Player().requires_grad_(requires_grad=False)
+    optimizers = [torch.optim.SGD(player.parameters(), lr=0.01) for player in (one, two)]
+    observers = [Observer(m, o) for m, o in zip((one, two), optimizers, strict=True)]
+    for _ in range(20):
+        optimizers[0].zero_grad()
+        two(one(torch.randn(8, 4))).square().mean().backward()
+        for optimizer in optimizers:
+            optimizer.step()
+        observers[0].step()
+    assert not observers[0].record().meta["is_game"]
+
+
+@pytest.mark.parametrize("order", ["one by one", "both backward first", "dropped at the end"])
+def test_runs_side_by_side_are_no_game(order: str) -> None:
+    torch.manual_seed(0)
+    models = [mlp(4, 8, 1), mlp(4, 8, 1)]
+    optimizers = [torch.optim.SGD(model.parameters(), lr=0.01) for model in models]
+    observers = [Observer(m, o, strict=True) for m, o in zip(models, optimizers, strict=True)]
+
+    def backward(i: int) -> None:
+        if order != "dropped at the end":
+            optimizers[i].zero_grad()
+        models[i](torch.randn(8, 4)).square().mean().backward()
+
+    def step(i: int) -> None:
+        optimizers[i].step()
+        observers[i].step()
+        if order == "dropped at the end":
+            optimizers[i].zero_grad()
+
+    for _ in range(30):
+        for act in (
+            ((backward, 0), (backward, 1), (step, 0), (step, 1))
+            if order == "both backward first"
+            else ((backward, 0), (step, 0), (backward, 1), (step, 1))
+        ):
+            act[0](act[1])
+    assert [observer.record().meta["is_game"] for observer in observers] == [False, False]
 
 
 def test_a_run_after_another_is_alone() -> None:

@@ -118,7 +118,7 @@ class Attachment:
         self._next_check = check_interval(0)
         self._losses = Losses()
         self._renewal = Renewal()
-        self._company = Company(model)
+        self.company = Company()
         self._warned: set[str] = set()
         self._idle = Idle(self.meter.layout.unoptimized, lambda p: _is_anothers(p, optimizer))
         models = model if isinstance(model, list) else [model]
@@ -178,7 +178,9 @@ class Attachment:
     def _timed_before(self, *, closure: bool, begins: bool) -> None:
         with self.meter.own_work(lap=begins):
             if begins and not closure:
-                self._renewal.look([unit.params[0] for unit in self.meter.layout.units[: Renewal.PARAMS]])
+                some = [unit.params[0] for unit in self.meter.layout.units[: Renewal.PARAMS]]
+                self._renewal.look(some)
+                self.company.begin(some, _others(self._optimizer) if len(_attached) > 1 else ())
             self.meter.before_step(closure=closure, begins=begins)
 
     @_never_stops
@@ -193,7 +195,7 @@ class Attachment:
     def _timed_after(self) -> None:
         with self.meter.own_work():
             self.meter.after_step()
-            self._company.look(_others(self._optimizer) if len(_attached) > 1 else ())
+            self.company.end()
         if self.meter.is_capturing():  # from here on the hooks may be silent
             self._polled, self._calls_seen = set(), self.meter.num_calls
 
@@ -410,7 +412,7 @@ class Attachment:
             "missing": self._idle.told,
             "outside_edges": self._idle.edges,
             "gradients_renewed": self._renewal.state,
-            "in_company": [self._company.between, self._company.steps],
+            "in_company": [self.company.reached, self.company.steps],
             "is_polled": self.hooks is None,
             "run_id": self.run_id,
         }
@@ -463,7 +465,7 @@ class Attachment:
         self.alarms = [Finding.from_json(finding) for finding in raised]
         self._next_check, self._has_cadence_event = count(state, "next_check"), take(state, "has_cadence_event", bool)
         self._renewal = Renewal(*counts(state, "gradients_renewed"))
-        self._company = Company(self.model, *counts(state, "in_company"))
+        self.company = Company(*counts(state, "in_company"))
         self._losses.load(take(state, "losses", list), self.meter.device)
         self._idle.load(take(state, "missing", dict), take(state, "outside_edges", dict))
         self._calls_at_start, self._polls, self._polled = self.meter.num_calls, 0, set()
@@ -491,7 +493,7 @@ class Attachment:
             "unoptimized": self._idle.names,
             "outside_edges": self._idle.edges,
             "gradients_are_new": self._renewal.told,
-            "is_game": self._company.told,
+            "is_game": self.company.told,
             "parameter_order": self._parameter_order,
             "failed": self.failed,
             **({"run_id": self.run_id} if self.run_id is not None else {}),

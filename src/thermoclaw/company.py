@@ -1,57 +1,76 @@
-"""Whether other observed optimizers, of models of their own, step between this one's steps, as in a game of two."""
+"""Whether a loss reaches models that other observed optimizers move, as in a game of two. Never waits.
+
+Two runs side by side in one process step in turn as well. What makes a game is that one player's backward pass leaves
+gradients in the other's parameters, which that other then drops before its own; or that they are held fixed meanwhile.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any, Protocol
+from collections.abc import Iterable, Sequence
+from typing import Protocol
 
-LEAST, SHARE = 8, 0.1  # steps that can tell, and their share before which others stepped
+from torch import Tensor
+
+LEAST, SHARE, PARAMS = 8, 0.1, 4  # steps that can tell, their share that reached others, parameters looked at
+
+Mark = tuple[tuple[int, int], ...]
 
 
 class Other(Protocol):
     """Another attachment, as far as it is looked at."""
 
-    model: Any
-    meter: Any
+    @property
+    def company(self) -> Company:
+        """What it knows of others."""
 
 
 class Company:
-    """Counts steps of one optimizer, and those before which others stepped. Never waits.
+    """Looks at the gradients of a few parameters of every other optimizer before each step of its own.
 
     Args:
-        model: of this optimizer, or several.
-        between: steps so far before which others stepped.
+        reached: steps so far whose backward pass reached another's parameters.
         steps: steps so far.
     """
 
-    def __init__(self, model: Any, between: int = 0, steps: int = 0) -> None:
-        self.between, self.steps = between, steps
-        self._model = model
-        self._calls = -1
-        self._own: frozenset[int] | None = None
-        self._shares: dict[int, bool] = {}
+    def __init__(self, reached: int = 0, steps: int = 0) -> None:
+        self.reached, self.steps = reached, steps
+        self.params: list[Tensor] = []
+        self._before: Mark = ()  # of its own gradients, when it was about to step, and when it had stepped
+        self._after: Mark = ()
+        self._seen: dict[int, tuple[Mark, int]] = {}  # others' gradients that were changed, and steps they had made
 
     @property
     def told(self) -> bool:
-        """Whether others step between these steps again and again."""
-        return self.steps >= LEAST and self.between > SHARE * self.steps
+        """Whether the loss reaches others' parameters again and again, or theirs reaches these."""
+        return self.steps >= LEAST and self.reached > SHARE * self.steps
 
-    def look(self, others: Iterable[Other]) -> None:
-        """At a step that was made, with all others that are observed."""
+    def begin(self, params: Sequence[Tensor], others: Iterable[Other]) -> None:
+        """At a step that is about to be made, with gradients in place."""
+        self.params = list(params[:PARAMS])
+        self._before = _mark(self.params)
         self.steps += 1
-        calls = sum(other.meter.num_calls for other in others if not self._shares_with(other))
-        self.between += calls > self._calls >= 0  # fewer are those of an observer that is gone
-        self._calls = calls
+        seen: dict[int, tuple[Mark, int]] = {}
+        for company in (other.company for other in others):
+            was, then = self._seen.get(id(company), ((), company.steps))
+            if company.steps > then and company._before != was:  # dropped: they were not of its own loss
+                self.reached += 1
+                company.reached += 1
+            now = _mark(company.params)
+            if (now and now != company._after) or _are_held(company.params):
+                seen[id(company)] = now, company.steps
+        self._seen = seen
 
-    def _shares_with(self, other: Other) -> bool:
-        key = id(other)
-        if key not in self._shares:
-            if self._own is None:
-                self._own = _parameters(self._model)
-            self._shares[key] = not self._own.isdisjoint(_parameters(other.model))
-        return self._shares[key]
+    def end(self) -> None:
+        """At a step that was made."""
+        self._after = _mark(self.params)
 
 
-def _parameters(model: Any) -> frozenset[int]:
-    models = model if isinstance(model, list) else [model]
-    return frozenset(id(p) for part in models for p in part.parameters())
+def _are_held(params: Sequence[Tensor]) -> bool:
+    """Whether no gradient can reach them at present."""
+    return bool(params) and not any(p.requires_grad for p in params)
+
+
+def _mark(params: Sequence[Tensor]) -> Mark:
+    """Which gradients these are, and how often they were written to; empty where there are none."""
+    grads = [p.grad for p in params]
+    return tuple((id(grad), grad._version) for grad in grads if grad is not None and type(grad) is Tensor)

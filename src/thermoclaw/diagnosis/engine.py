@@ -71,7 +71,7 @@ def _of_a_game(finding: Finding) -> Finding:
     by_loss = finding.code in _BY_LOSS or (finding.code == "lr_too_high" and "loss_at_start" in finding.evidence)
     if finding.confidence == "LOW" or not by_loss:
         return finding
-    meaning = f"{finding.meaning} Another optimizer moves a model of its own in between: this loss alone tells little."
+    meaning = f"{finding.meaning} The loss runs through a model that another optimizer moves: alone it tells little."
     return replace(finding, confidence="LOW", meaning=meaning)
 
 

@@ -134,7 +134,7 @@ class View:
 
     @cached_property
     def is_game(self) -> bool:
-        """Whether another optimizer moves a model of its own between the steps: the loss says little by itself then."""
+        """Whether the loss runs through a model that another optimizer moves: it says little by itself then."""
         return bool(self.record.meta.get("is_game"))
 
     @cached_property
