@@ -542,6 +542,29 @@ def test_a_loss_without_a_floor() -> None:
     silent(run(-1.0, 0.2), "unbounded_loss")
 
 
+def test_a_loss_that_rises_as_the_steps_say_it_should_fall() -> None:
+    def run(share: float, *, start: float = 2.0, noise: float = 0.0, clipped: bool = False, late: int = 0) -> Record:
+        t, random = np.arange(200), np.random.default_rng(0)
+        loss = start + 0.02 * np.maximum(t - late, 0) + noise * random.standard_normal(200)
+        made = Synthetic(optimizer="SGD").set(loss=loss, overshoot=0.02 / 8 / share, grad_sq=0.5, update_sq=1e-4)
+        if not clipped:
+            made.set(grad_sq=0.5 * np.exp(0.1 * random.standard_normal((200, 8))))
+        return made.record()
+
+    assert heard(run(-1.0), "wrong_sign").confidence == "MEDIUM"
+    told = heard(run(-1.0, start=0.5), "wrong_sign")
+    assert (told.confidence, told.first_step) == ("HIGH", 1)
+    assert told.evidence["rise_over_slopes"] == pytest.approx(-1.0, abs=0.1)
+    heard(run(-1.0, noise=0.02), "wrong_sign")
+    heard(run(-20.0, clipped=True), "wrong_sign")
+    for other in (run(1.0), run(-0.3), run(-20.0), run(-1.0, noise=4.0), run(-1.0, start=-5.0)):
+        silent(other, "wrong_sign")
+    fell = run(-1.0)
+    falling = Synthetic(optimizer="SGD").set(loss=fell.loss.copy(), overshoot=-0.02 / 8, grad_sq=0.5)
+    falling.set(slice(10, 60), loss=0.5)  # it was minimized for a while
+    silent(falling.record(), "wrong_sign")
+
+
 def test_gradients_of_ordinary_size_that_are_gone() -> None:
     run = Synthetic().set(slice(120, None), grad_sq=0.0)
     run.set(loss=2.0 + 0.01 * np.sin(np.arange(200)))

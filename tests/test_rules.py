@@ -320,3 +320,20 @@ def _loop(loss_given, *, clear_first: bool = False) -> Observer:
         optimizer.zero_grad()
     assert math.isfinite(observer.record()["param_sq"].sum())
     return observer
+
+
+@pytest.mark.parametrize("how", ["maximize", "minus"])
+def test_an_optimizer_that_climbs(how: str) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 32), nn.Tanh(), nn.Linear(32, 32), nn.Tanh(), nn.Linear(32, 4))
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, maximize=how == "maximize")
+    observer = Observer(model, optimizer, strict=True)
+    for _ in range(120):
+        loss = nn.functional.cross_entropy(model(torch.randn(32, 8)), torch.randint(4, (32,)))
+        optimizer.zero_grad()
+        (loss if how == "maximize" else -loss).backward()
+        optimizer.step()
+        observer.step(loss=loss)
+    told = diagnose(observer.record()).findings[0]
+    assert told.code == "wrong_sign"
+    assert ("Remove maximize=True" in told.advice) == (how == "maximize")

@@ -31,6 +31,18 @@ def detached_loss(recipe: Recipe, first: int, random: Any) -> Recipe:
     return recipe.hooked("loss", act)
 
 
+def turned_sign(recipe: Recipe, first: int, random: Any) -> Recipe:
+    """The optimizer climbs: a stray minus before backward, or maximize=True."""
+
+    def act(run: Any) -> None:
+        for group in run.groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    p.grad.neg_()
+
+    return recipe.hooked("backward", act)
+
+
 def missing_parameters(recipe: Recipe, first: int, random: Any) -> Recipe:
     """The optimizer was given every second weight matrix only, the first one not among the forgotten."""
 
@@ -138,6 +150,7 @@ FAULTS = (
     Fault("forgotten_zero_grad", ("gradient_accumulation_bug",), forgotten_zero_grad),
     Fault("zero_grad_before_step", ("no_gradient",), zero_grad_before_step),
     Fault("detached_loss", ("no_gradient",), detached_loss),
+    Fault("turned_sign", ("wrong_sign",), turned_sign),
     Fault("missing_parameters", ("frozen_layers",), missing_parameters),
     Fault("stale_head", ("frozen_layers",), stale_head),
     Fault(

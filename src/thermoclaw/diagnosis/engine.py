@@ -24,7 +24,7 @@ _RANK = {
         (
             "no_gradient gradient_accumulation_bug bad_init frozen_layers lost_updates epsilon_dominates "
             "lr_schedule_zero layer_lr_mismatch unnormalised_input over_clipping momentum_too_high underflow "
-            "optimizer_state_reset unbounded_loss",
+            "optimizer_state_reset unbounded_loss wrong_sign",
             "output_logit_divergence attention_logit_growth dead_units dead_features weight_decay_too_high "
             "weight_blow_up second_moment_lag",
             "gradient_spike external_update",
@@ -42,6 +42,7 @@ _FROM_OUTSIDE = ("distribution_shift", "loss_spike", "gradient_spike", "lr_sched
 _BY_LOSS = (
     *("distribution_shift", "exploding_gradients", "gradient_accumulation_bug", "gradient_noise", "incoherent_update"),
     *("label_noise", "loss_spike", "lr_too_low", "momentum_too_high", "overfitting", "plateau", "unbounded_loss"),
+    "wrong_sign",
 )
 _FAR = 300  # steps after which what comes from outside is a failure of its own
 _LARGE_SPIKE = 100.0

@@ -22,6 +22,7 @@ REFUTED_BY = {
     "external_update": "with nothing but optimizer.step() writing to the weights, steps are as long as before",
     "optimizer_state_reset": "the optimizer's own step counter (state[p]['step']) keeps counting up",
     "unbounded_loss": "the loss has a floor that it comes to, as seen when it is computed by hand on a batch",
+    "wrong_sign": "one plain SGD step on a fixed batch, at a tiny rate, lowers the loss that is shown",
     "weight_blow_up": "with decay and penalties off, and nothing that writes to the weights, norms grow as before",
     "dead_units": "the units named fire for some example of a large batch",
     "second_moment_lag": "with β₂ = 0.95 the same batch makes a step just as long",

@@ -91,7 +91,7 @@ def read_groups(optimizer: Any) -> list[GroupHyper]:
 
 
 def describe_groups(optimizer: Any) -> list[dict[str, Any]]:
-    """What a record keeps of each group: its numbers and, where it has them, `beta2`, `eps` and `name`."""
+    """What a record keeps of each group: its numbers and, where it has them, `beta2`, `eps`, `name`, `maximize`."""
     described = []
     for group in optimizer.param_groups:
         more = {"beta2": _second_beta(optimizer, group), "eps": number(group.get("eps"))}
@@ -99,6 +99,8 @@ def describe_groups(optimizer: Any) -> list[dict[str, Any]]:
         entry |= {name: value for name, value in more.items() if value == value}
         if isinstance(group.get("name"), str):
             entry["name"] = group["name"]
+        if group.get("maximize"):
+            entry["maximize"] = True
         described.append(entry)
     return described
 

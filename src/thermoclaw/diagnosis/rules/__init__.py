@@ -29,6 +29,7 @@ from thermoclaw.diagnosis.rules import (
     precision,
     representation,
     schedule,
+    sign,
     stationarity,
     unbounded,
     units,
@@ -180,6 +181,15 @@ RULES: tuple[Rule, ...] = (
         "loss, gradient norm and coherence",
         f"loss < −{unbounded.BELOW:g} × its first size and falling {unbounded.FALLING - 1:.0%} in {unbounded.BACK} "
         f"steps, gradients × {unbounded.STEEPER:g}, coherence > {unbounded.AGREE:g}",
+        "docs: diagnosis",
+    ),
+    Rule(
+        "wrong_sign",
+        sign.wrong_sign,
+        "Steps that raise the loss they should lower",
+        "change of the loss since the start against −Σ⟨g_t, Δ_{t−1}⟩, which the steps' slopes foretell",
+        f"−{sign.LEAST:g} to −{sign.MOST:g} times (clipped: any) in two windows of 4, 20 or 60 steps and as a whole; "
+        f"HIGH at {sign.SURE_ROSE:.0%} of the first loss",
         "docs: diagnosis",
     ),
     Rule(

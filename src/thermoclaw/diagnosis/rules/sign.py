@@ -1,0 +1,88 @@
+"""Steps that go down the gradient they are given, while the loss that is shown goes up by what they should gain."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from thermoclaw.diagnosis.finding import Finding
+from thermoclaw.diagnosis.selection import tell
+from thermoclaw.diagnosis.signals import Mask, held, lagged, trailing_mean
+from thermoclaw.diagnosis.view import View, view_of
+from thermoclaw.quantities import Array
+from thermoclaw.record import Record
+
+LEAST, MOST = 0.6, 1.7  # of what the slopes along the steps foretell, with the wrong sign
+UPHILL, NOISE, ABOVE, FELL = 0.1, 3.0, 0.02, 0.1
+FAST_ROSE, CLIPPED_ROSE, SURE_ROSE = 0.3, 0.2, 1.0  # of the first loss
+WINDOWS = ((4, 1), (20, 5), (60, 20))  # rows from one level to the next, and rows that make a level
+CLIPPED_WINDOW, ROWS = 20, 3
+
+
+def wrong_sign(record: Record) -> Finding | None:
+    """Since the start the loss has risen by what −Σ⟨g_t, Δ_{t−1}⟩, the slopes met by the steps, say it should fall."""
+    view = view_of(record)
+    if view.loss is None or not record.loss[0] > 0:
+        return None
+    spans = [(span, window) for window in WINDOWS if (span := held(_rises_as_foretold(record, view, *window), ROWS))]
+    if not spans:
+        return None
+    (_, row), (back, mean) = min(spans, key=lambda found: found[0][1])
+    level, foretold = _levels(record, view, back, mean)
+    rose, slopes = level[row] - level[mean - 1], foretold[row] - foretold[mean - 1]
+    clipped = rose > -MOST * slopes
+    maximizes = any(group.get("maximize") for group in view.groups)
+    return tell(
+        record,
+        "wrong_sign",
+        "HIGH" if rose > SURE_ROSE * record.loss[0] else "MEDIUM",
+        (0, row),
+        title="the steps raise the loss that they should lower",
+        seen=f"The loss rose from {level[mean - 1]:.4g} to {level[row]:.4g}, by {rose:.3g}, while the gradients met "
+        f"along the steps say that it should have changed by {slopes:.3g}: {rose / slopes:.2f} times as much, where 1 "
+        "is a loss that is being minimized"
+        + (" (gradients were clipped, so only the sign counts)." if clipped else "."),
+        meaning="The optimizer does what it is told, and it is told the opposite: somewhere a sign is turned between "
+        "the loss that is shown and the gradient that is used.",
+        advice=(
+            "Remove maximize=True from the optimizer"
+            if maximizes
+            else "Look for a minus too many or too few before backward(), in the loss itself, and for maximize=True"
+        )
+        + ". If this number is meant to grow, as a reward is, give observer.step its negative.",
+        source="first-order expansion of the loss; docs: diagnosis",
+        evidence={
+            "rise_over_slopes": float(rose / slopes),
+            "loss": float(level[row]),
+            "loss_at_start": float(level[mean - 1]),
+        },
+    )
+
+
+def _levels(record: Record, view: View, back: int, mean: int) -> tuple[Array, Array]:
+    """The loss, averaged over some rows, and what the slopes along the steps foretell of it, [T] each."""
+    slope = view.overshoot
+    if back < 10:  # at few steps their bending counts: the mean of both ends
+        slope = (slope - np.concatenate([[np.nan], view.work[:-1]])) / 2
+    return trailing_mean(record.loss, mean), trailing_mean(np.nancumsum(slope), mean)
+
+
+def _rises_as_foretold(record: Record, view: View, back: int, mean: int) -> Mask:
+    """Where the loss has risen so in each of two windows, and as a whole, [T]."""
+    loss, (level, foretold) = record.loss, _levels(record, view, back, mean)
+    row = np.arange(len(loss))
+    if len(row) < mean:
+        return np.zeros(len(row), dtype=bool)
+    first, since = level[row >= mean - 1][:1], foretold - foretold[row >= mean - 1][:1]
+    noise = np.sqrt(trailing_mean(np.diff(loss, prepend=loss[0]) ** 2, back) / mean) * (mean > 1)
+    rise, gain = level - lagged(level, back), foretold - lagged(foretold, back)
+    least = np.where(row >= back, noise, np.inf)
+    stays = np.fmin.accumulate(np.where(row >= mean - 1, level, np.inf)) + NOISE * np.fmin.accumulate(least)
+    up = (gain < 0) & (rise > -LEAST * gain) & (rise > NOISE * noise) & (stays > (1 - FELL) * first)
+    up &= trailing_mean((view.overshoot > 0).astype(float), back) < UPHILL
+    exact = (rise < -MOST * gain) & (level > (1 + ABOVE) * first)
+    exact &= (level - first > -LEAST * since) & (level - first < -MOST * since)
+    if mean == 1:
+        exact &= rise > FAST_ROSE * first
+    clipped = view.is_clipped(back) & (level > (1 + CLIPPED_ROSE) * first) & (back == CLIPPED_WINDOW)
+    now = up & (exact | clipped) & (row >= back + mean - 1)
+    return now & np.concatenate([np.zeros(back, dtype=bool), now])[: len(now)]
