@@ -263,7 +263,10 @@ def test_layers_that_begin_at_zero_hold_gradients_back_for_a_while() -> None:
 def test_a_weight_that_a_tiny_rate_cannot_move_is_not_frozen() -> None:
     stuck = Synthetic(optimizer="Adam").set(layers=2, update_sq=0.0)
     assert heard(stuck.record(), "frozen_layers").confidence == "HIGH"
-    silent(stuck.set(lr=1e-9).record(), "frozen_layers")
+    assert heard(stuck.set(weight_decay=0.01).record(), "frozen_layers").confidence == "HIGH"
+    size = float(np.sqrt(stuck.columns["param_sq"].mean() / 4096))
+    silent(stuck.set(weight_decay=1.0 / size).record(), "frozen_layers")  # where signed steps and decay meet
+    silent(stuck.set(lr=1e-9, weight_decay=0.01).record(), "frozen_layers")
 
 
 def test_weights_that_grow_along_themselves() -> None:

@@ -19,6 +19,7 @@ from thermoclaw.record import Record
 from thermoclaw.runs.reader import load
 
 _RECENT = 50
+_WIDTH = 110  # characters of a line
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Report:
     """What `diagnose` found.
 
     Attributes:
-        summary: one paragraph.
+        summary: one paragraph, the verdict first.
         healthy: no finding of HIGH or MEDIUM confidence.
         findings: ranked `Finding`s, the most urgent first.
         recommendations: the findings as strings, "[HIGH] …".
@@ -35,6 +36,7 @@ class Report:
         entropy_split_available: whether the record holds the split.
         worst_R_ie_layers: (layer, R_ie) of the five layers with most overhead, as a ratio of sums.
         raw_stats: the numbers behind the summary.
+        lines: the summary's sentences by line: the verdict, what the run was, background, what remedies changed.
     """
 
     summary: str
@@ -47,13 +49,22 @@ class Report:
     recommendations: list[str]
     raw_stats: dict[str, Any]
     findings: list[Finding] = field(default_factory=list)
+    lines: tuple[str, ...] = ()
+
+    @property
+    def headline(self) -> str:
+        """The verdict in a line."""
+        return self.lines[0] if self.lines else self.summary
 
     def __str__(self) -> str:
-        lines = [self.summary, ""]
+        lines = [textwrap.fill(line, width=_WIDTH, subsequent_indent="  ") for line in self.lines or (self.summary,)]
+        lines.append("")
         if not self.findings:
             lines.append("Nothing to report: no rule found anything wrong.")
+        roots = {code: number for number, f in enumerate(self.findings, start=1) for code in f.explains}
         for number, finding in enumerate(self.findings, start=1):
-            lines += _paragraphs(number, finding)
+            root = roots.get(finding.code) if finding.confidence == "LOW" else None
+            lines += _paragraphs(number, finding) if root is None else _consequence(number, finding, root)
         return "\n".join(lines).rstrip()
 
     def _repr_html_(self) -> str:
@@ -122,8 +133,9 @@ def diagnose(
     inside = known & (np.abs(typical - 1.0) <= equilibrium_band)
     names = np.array(record.layer_names, dtype=object)
     fraction = float(inside.sum() / known.sum()) if known.any() else float("nan")
+    lines = _lines(record, findings, fraction, stats)
     return Report(
-        summary=_summary(record, findings, healthy, fraction, stats),
+        summary=" ".join(lines),
         healthy=healthy,
         equilibrium_fraction=fraction,
         equilibrium_layers=list(names[inside]),
@@ -133,6 +145,7 @@ def diagnose(
         recommendations=[finding.recommendation for finding in findings],
         raw_stats=stats,
         findings=findings,
+        lines=tuple(lines),
     )
 
 
@@ -195,24 +208,47 @@ def _stats(record: Record) -> dict[str, Any]:
     }
 
 
-def _summary(record: Record, findings: list[Finding], healthy: bool, fraction: float, stats: dict[str, Any]) -> str:
+def _lines(record: Record, findings: list[Finding], fraction: float, stats: dict[str, Any]) -> list[str]:
+    """The summary: verdict, run, background, changes."""
     if not len(record):
-        return f"Thermoclaw: {record.optimizer}, no optimizer step was measured yet."
-    urgent = sum(finding.confidence in ("HIGH", "MEDIUM") for finding in findings)
-    verdict = "healthy" if healthy else f"{urgent} finding{'s' if urgent != 1 else ''} to act on"
-    text = [f"Thermoclaw: {record.optimizer}, {record.num_steps} steps, {len(record.layers)} layers: {verdict}."]
-    if np.isfinite(stats["loss_first"]):
-        text.append(f"Loss {stats['loss_first']:.4g} → {stats['loss_last']:.4g}.")
+        return [f"Thermoclaw: {record.optimizer}, no optimizer step was measured yet."]
+    urgent = [finding for finding in findings if finding.confidence != "LOW"]
+    background = []
     if np.isfinite(fraction):
-        text.append(f"{fraction:.0%} of the layers work at their usual rate (r within their band).")
+        background.append(f"{fraction:.0%} of the layers work at their usual rate (r within their band).")
     if np.isfinite(stats["R_ie_median"]):
-        text.append(f"Overhead per productive unit R_ie = {stats['R_ie_median']:.2g} in the typical layer.")
+        background.append(f"Overhead per productive unit R_ie = {stats['R_ie_median']:.2g} in the typical layer.")
     if np.isfinite(stats["rho_mean"]):
-        text.append(f"Coherence {stats['rho_mean']:.2f}.")
-    text += _changes(record)
+        background.append(f"Coherence {stats['rho_mean']:.2f}.")
+    lines = [_verdict(record, urgent), _run(record, len(urgent), len(findings) - len(urgent), stats)]
+    if background:
+        lines.append(f"Background: {' '.join(background)}")
+    lines += _changes(record)
     if record.meta.get("failed"):
-        text.append("Measuring stopped early after an internal error; see the log.")
-    return " ".join(text)
+        lines.append("Measuring stopped early after an internal error; see the log.")
+    return lines
+
+
+def _verdict(record: Record, urgent: list[Finding]) -> str:
+    if not urgent:
+        return f"Thermoclaw: {'incomplete' if record.meta.get('failed') else 'healthy'}."
+    word = "failing" if any(finding.confidence == "HIGH" for finding in urgent) else "doubtful"
+    return f"Thermoclaw: {word} since step {urgent[0].first_step}: {urgent[0].title}."
+
+
+def _run(record: Record, num_urgent: int, num_more: int, stats: dict[str, Any]) -> str:
+    """What the run was, and how much there is to read."""
+    text = f"{record.optimizer}, {_count(record.num_steps, 'step')}, {_count(len(record.layers), 'layer')}"
+    if np.isfinite(stats["loss_first"]):
+        text += f", loss {stats['loss_first']:.4g} → {stats['loss_last']:.4g}"
+    counts = [f"{_count(num_urgent, 'finding')} to act on"] if num_urgent else []
+    if num_more:
+        counts.append(f"{num_more} for information" if counts else f"nothing to act on, {num_more} for information")
+    return f"{text}: {', '.join(counts)}." if counts else f"{text}."
+
+
+def _count(number: int, word: str) -> str:
+    return f"{number} {word}{'' if number == 1 else 's'}"
 
 
 def _changes(record: Record) -> list[str]:
@@ -228,23 +264,31 @@ def _changes(record: Record) -> list[str]:
 
 def _paragraphs(number: int, finding: Finding) -> list[str]:
     """A finding for the terminal."""
-    since = f"since step {finding.first_step}"
-    if finding.raised_step != finding.first_step:
-        since += f", certain at step {finding.raised_step}"
-    lines = [f"{number}. [{finding.confidence}] {finding.title} ({finding.code}, {since})"]
     evidence = ", ".join(f"{name} = {value:.4g}" for name, value in finding.evidence.items())
     parts = (("Seen", finding.seen), ("Means", finding.meaning), ("Try", finding.advice))
     wrong = f"{finding.refuted_by}." if finding.refuted_by else ""
     symptoms = ", ".join(finding.explains)
     more = (("Wrong if", wrong), ("Explains", symptoms), ("Evidence", evidence), ("Source", finding.source))
-    for label, text in (*parts, *more):
-        if text:
-            lines.append(
-                textwrap.fill(text, width=110, initial_indent=f"   {label + ':':<10}", subsequent_indent=" " * 13)
-            )
+    lines = [_head(number, finding, ""), *(_part(label, text) for label, text in (*parts, *more) if text)]
     if finding.remedy is not None:
         lines.append(f"   {'Remedy:':<10}{finding.remedy.describe()}: finding.remedy.apply(optimizer)")
     return [*lines, ""]
+
+
+def _consequence(number: int, finding: Finding, root: int) -> list[str]:
+    """A finding that another accounts for, in short: what was seen of it."""
+    return [_head(number, finding, f"; explained by {root}"), _part("Seen", finding.seen), ""]
+
+
+def _head(number: int, finding: Finding, more: str) -> str:
+    since = f"since step {finding.first_step}"
+    if finding.raised_step != finding.first_step:
+        since += f", certain at step {finding.raised_step}"
+    return f"{number}. [{finding.confidence}] {finding.title} ({finding.code}, {since}{more})"
+
+
+def _part(label: str, text: str) -> str:
+    return textwrap.fill(text, width=_WIDTH, initial_indent=f"   {label + ':':<10}", subsequent_indent=" " * 13)
 
 
 def _finite_or_none(value: Any) -> Any:

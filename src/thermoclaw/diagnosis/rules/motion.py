@@ -12,6 +12,7 @@ from thermoclaw.diagnosis.view import View, view_of
 from thermoclaw.record import Record
 
 MORE_THAN_A_HEAD = 3  # weight layers: a head may be trained on random features on purpose
+BALANCE = 3.0  # factor within which decay may hold the weights where they are: signed steps stop at 1/λ
 UNIFORM = 3.5  # standard deviations within which the largest weight is where a uniform draw has it
 
 
@@ -103,13 +104,14 @@ def frozen_layers(record: Record) -> Finding | None:
 
 
 def _could_move(record: Record) -> Mask:
-    """Where the gradient is large enough for a step that the weights' number format can hold, [T, L]."""
+    """Where the gradient makes a step that the weights' number format can hold and decay does not undo, [T, L]."""
     view = view_of(record)
     gradient = np.sqrt(record["grad_sq"] / view.sizes)
     weight = np.sqrt(record["param_sq"] / view.sizes)
-    if view.is_unit_size:
-        return np.asarray((gradient > 1e-9) & (record["lr"] > 3e-7 * weight))
-    return np.asarray(record["lr"] * gradient > 3e-7 * weight)
+    drive = np.where(gradient > 1e-9, 1.0, 0.0) if view.is_unit_size else gradient
+    pull = np.nan_to_num(record["weight_decay"]) * weight
+    balanced = (pull > drive / BALANCE) & (pull < drive * BALANCE)
+    return np.asarray((record["lr"] * drive > 3e-7 * weight) & ~balanced)
 
 
 def _is_adapter(name: str) -> bool:
