@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # for this process and those that tests start: workers share the cores
+
 import numpy as np
 import pytest
 import torch

@@ -468,7 +468,7 @@ def test_an_infinite_loss_is_infinite(loss: Any) -> None:
         (torch.ones(0), r"a float32 tensor of shape \(0,\)"),
         (torch.tensor(1.0 + 2.0j), r"a complex64 tensor of shape \(\)"),
     ],
-    ids=repr,
+    ids=["text", "dict", "list", "object", "three numbers", "none", "complex"],
 )
 def test_a_loss_of_the_wrong_kind_is_said_once(loss: Any, problem: str, caplog: pytest.LogCaptureFixture) -> None:
     model, optimizer = start()

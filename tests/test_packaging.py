@@ -165,7 +165,8 @@ def test_readme_and_ci_use_the_same_commands() -> None:
     ci = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
     contributing = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     install = "pip install -c constraints.txt -e '.[dev]'"
+    tests = "pytest -n 2 --dist worksteal"
     for text in (readme, contributing):
-        assert re.search(re.escape(install) + r"(\n| && )pytest$", text, flags=re.MULTILINE)
+        assert re.search(rf"{re.escape(install)}(\n| && ){tests}$", text, flags=re.MULTILINE)
     assert f"pip install --quiet {install.removeprefix('pip install ')}" in ci
-    assert re.search(r"^tests\(\) { run pytest ", ci, flags=re.MULTILINE)
+    assert re.search(rf"^tests\(\) {{ run {tests} ", ci, flags=re.MULTILINE)
