@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import threading
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,7 @@ from torch import Tensor, nn
 from tests.conftest import mlp
 from tests.synthetic import Synthetic
 from thermoclaw import Observer, diagnose
+from thermoclaw.company import Company
 from thermoclaw.diagnosis.engine import run_rules
 from thermoclaw.record import Record
 
@@ -53,6 +56,33 @@ def test_new_gradients_are_no_running_sum() -> None:
         assert ("gradient_accumulation_bug" in codes) == told
     codes = [f.code for f in diagnose(run("never")).findings]
     assert "gradient_accumulation_bug" in codes
+
+
+class Elsewhere:
+    """A parameter that another thread may be writing to."""
+
+    requires_grad = True
+
+    @property
+    def grad(self) -> Tensor:
+        raise AssertionError("read while it may be freed")
+
+
+def test_a_run_of_another_thread_is_not_looked_at() -> None:
+    def begun() -> Company:
+        company = Company()
+        company.begin([], ())
+        company.params = [Elsewhere()]  # type: ignore[list-item]
+        return company
+
+    others: list[Company] = []
+    thread = threading.Thread(target=lambda: others.append(begun()))
+    thread.start()
+    thread.join()
+    others[0].thread += others[0].thread == threading.get_ident()  # idents are used again
+    Company().begin([], [SimpleNamespace(company=others[0])])
+    with pytest.raises(AssertionError, match="read while"):
+        Company().begin([], [SimpleNamespace(company=begun())])
 
 
 class Player(nn.Module):

@@ -2,10 +2,12 @@
 
 Two runs side by side in one process step in turn as well. What makes a game is that one player's backward pass leaves
 gradients in the other's parameters, which that other then drops before its own; or that they are held fixed meanwhile.
+A run of another thread is left alone: its gradients may be freed while they are looked at.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Sequence
 from typing import Protocol
 
@@ -35,6 +37,7 @@ class Company:
     def __init__(self, reached: int = 0, steps: int = 0) -> None:
         self.reached, self.steps = reached, steps
         self.params: list[Tensor] = []
+        self.thread = 0  # that makes its steps
         self._before: Mark = ()  # of its own gradients, when it was about to step, and when it had stepped
         self._after: Mark = ()
         self._seen: dict[int, tuple[Mark, int]] = {}  # others' gradients that were changed, and steps they had made
@@ -46,11 +49,11 @@ class Company:
 
     def begin(self, params: Sequence[Tensor], others: Iterable[Other]) -> None:
         """At a step that is about to be made, with gradients in place."""
-        self.params = list(params[:PARAMS])
+        self.params, self.thread = list(params[:PARAMS]), threading.get_ident()
         self._before = _mark(self.params)
         self.steps += 1
         seen: dict[int, tuple[Mark, int]] = {}
-        for company in (other.company for other in others):
+        for company in (other.company for other in others if other.company.thread == self.thread):
             was, then = self._seen.get(id(company), ((), company.steps))
             if company.steps > then and company._before != was:  # dropped: they were not of its own loss
                 self.reached += 1
