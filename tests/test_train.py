@@ -680,4 +680,4 @@ def test_the_example_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
     out = capsys.readouterr().out
     assert "epoch 2: loss" in out
     assert float(out.split("accuracy ")[2].split("%")[0]) > 90
-    assert "Thermoclaw: SGD, 50 steps" in out
+    assert "SGD, 50 steps" in out

@@ -83,6 +83,7 @@ def run_demo(
     if not quiet:
         first = folder if num_seeds == 1 else folder / f"seed-{results[0].seed}"
         print(f"{time.monotonic() - began:.0f} s. Ask again at any time: thermoclaw diagnose {first}/unmodified.npz")
+        print(f"As a page to look at (extra html): thermoclaw report {first}/unmodified.npz")
     return 0 if passed else 1
 
 

@@ -22,7 +22,7 @@ def add_to(commands: Any) -> None:
         "for one with findings to act on.",
     )
     diagnose.add_argument("path", metavar="RUN", help=RUN)
-    add_output(diagnose, quiet_help="print the summary only")
+    add_output(diagnose, quiet_help="print the verdict only")
     diagnose.set_defaults(run=_run)
 
 
@@ -34,7 +34,7 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps(report.to_json(), indent=2, ensure_ascii=False))
     elif arguments.quiet:
-        print(report.summary)
+        print(report.headline)
     else:
         print(_painted(str(report), enabled=wants_color(no_color=arguments.no_color)))
     return OK if report.healthy else FOUND

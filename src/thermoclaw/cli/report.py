@@ -39,7 +39,8 @@ def _run(arguments: argparse.Namespace) -> int:
         codes = [finding.code for finding in report.findings]
         print(json.dumps({"path": str(written), "healthy": report.healthy, "findings": codes}, ensure_ascii=False))
     else:
-        print(f"{report.summary}\nWritten to {written}, {written.stat().st_size / 1e6:.1f} MB: open it in any browser.")
+        print(report.headline)
+        print(f"Written to {written}, {written.stat().st_size / 1e6:.1f} MB: open it in any browser.")
     if arguments.open:
         import webbrowser
 
