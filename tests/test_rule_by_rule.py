@@ -531,6 +531,21 @@ def test_adam_whose_state_is_lost_at_every_step() -> None:
     silent(run(0.9, 0.1), "optimizer_state_reset")
 
 
+def test_steps_that_are_taken_back() -> None:
+    def run(share: float, *, coherence: float = 0.3, learned: bool = False) -> Record:
+        made = Synthetic(optimizer="SGD").set(coherence=coherence, update_sq=1e-4)
+        made.set(distance=share * 1e-4 * np.arange(1, 201)[:, None] * np.ones((200, 8)))
+        if not learned:
+            made.set(loss=2.3 + 0.01 * np.sin(np.arange(200)))
+        return made.record()
+
+    finding = heard(run(0.1), "external_update")
+    assert (finding.confidence, finding.first_step) == ("MEDIUM", 1)
+    assert finding.evidence["distance_over_walk"] == pytest.approx(0.1)
+    for other in (run(1.0), run(0.1, coherence=-0.2), run(0.1, learned=True)):
+        silent(other, "external_update")
+
+
 def test_a_loss_without_a_floor() -> None:
     def run(sign: float, agree: float) -> Record:
         t = np.arange(200)

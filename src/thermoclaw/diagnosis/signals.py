@@ -83,6 +83,12 @@ def largest(values: Array) -> float:
     return float(good.max()) if len(good) else float("nan")
 
 
+def over(top: Array, bottom: Array) -> Array:
+    """top / bottom, Inf or NaN where bottom is zero, silent about it."""
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        return np.asarray(top / bottom)
+
+
 def lagged(values: Array, rows: int) -> Array:
     """The value `rows` rows ago; the first value before that."""
     return np.concatenate([np.repeat(values[:1], min(rows, len(values)), axis=0), values[: max(len(values) - rows, 0)]])

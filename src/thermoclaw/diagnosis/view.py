@@ -21,6 +21,7 @@ from thermoclaw.diagnosis.signals import (
     first_known,
     median_over,
     middle,
+    over,
     step_gaps,
     trailing_mean,
     weights_of,
@@ -45,11 +46,6 @@ def _total(values: Array) -> Array:
     """Sum over layers, NaN where no layer has a value, Inf kept."""
     known = ~np.isnan(values)
     return np.where(known.any(axis=1), np.where(known, values, 0.0).sum(axis=1), np.nan)
-
-
-def _over(top: Array, bottom: Array) -> Array:
-    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        return np.asarray(top / bottom)
 
 
 @dataclass(frozen=True, eq=False)
@@ -188,7 +184,7 @@ class View:
     @cached_property
     def own_slope(self) -> Array:
         """cos(−g_t, Δ_t) of all layers together."""
-        return np.where(np.isfinite(self.alignment), _over(self.work, self.grad * self.update), np.nan)
+        return np.where(np.isfinite(self.alignment), over(self.work, self.grad * self.update), np.nan)
 
     @cached_property
     def overshoot(self) -> Array:
@@ -204,7 +200,7 @@ class View:
     def reach(self) -> Array:
         """⟨g_t, Δ_{t−1}⟩ / −⟨g_{t−1}, Δ_{t−1}⟩, smoothed: −1 where steps are short against curvature, > 0 past it."""
         work = np.concatenate([[np.nan], self.work[:-1]])
-        return _over(trailing_mean(self.overshoot, 20), np.abs(trailing_mean(work, 20)))
+        return over(trailing_mean(self.overshoot, 20), np.abs(trailing_mean(work, 20)))
 
     @cached_property
     def unit_update(self) -> Array:
@@ -219,7 +215,7 @@ class View:
         """Growth of ln ‖θ‖ in a step and its share of the step's length, [T, L] each: 1 is growth along θ itself."""
         norm = np.log(np.where(self.record["param_norm"] > 0, self.record["param_norm"], np.nan))
         rate = np.diff(norm, axis=0, prepend=np.full((1, norm.shape[1]), np.nan)) / step_gaps(self.record)[:, None]
-        return rate, np.clip(_over(rate, self.record["update_ratio"]), -1.5, 1.5)
+        return rate, np.clip(over(rate, self.record["update_ratio"]), -1.5, 1.5)
 
     @cached_property
     def radial_share(self) -> Array:
@@ -228,7 +224,7 @@ class View:
 
     def is_clipped(self, rows: int) -> Mask:
         """Where the gradient norm has been one and the same number for some rows, as clipping makes it, [T]."""
-        same = np.concatenate([[False], np.abs(_over(self.grad[1:], self.grad[:-1]) - 1.0) < CLIP_SPREAD])
+        same = np.concatenate([[False], np.abs(over(self.grad[1:], self.grad[:-1]) - 1.0) < CLIP_SPREAD])
         return np.asarray(trailing_mean(same.astype(float), rows) > 1.0 - 2.0 / rows)
 
     def update_is_usual(self, row: int) -> bool:

@@ -163,8 +163,8 @@ RULES: tuple[Rule, ...] = (
         "Something other than the optimizer changes the weights",
         "update_norm against the longest step that Adam or SGD can make; norms that shrink along themselves",
         f"> {outside.BEYOND:g} × for {outside.STEADY_ROWS} steps, or {outside.TIMES} times in a run that gets nowhere; "
-        f"or −{outside.SHRINK:.1%} a step beyond the decay",
-        "docs: theory, the longest step",
+        f"or −{outside.SHRINK:.1%} a step beyond the decay; or distance² < {outside.UNDONE:g} Σ‖Δ‖²",
+        "docs: theory, the longest step; a random walk's displacement",
     ),
     Rule(
         "optimizer_state_reset",

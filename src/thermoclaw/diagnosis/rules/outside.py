@@ -7,7 +7,7 @@ import numpy as np
 from thermoclaw.diagnosis.finding import Finding, describe_layers
 from thermoclaw.diagnosis.rules.precision import half_ulps
 from thermoclaw.diagnosis.selection import chosen, tell
-from thermoclaw.diagnosis.signals import Mask, average, held, lagged, step_gaps, trailing_mean
+from thermoclaw.diagnosis.signals import Mask, average, held, lagged, median_over, over, step_gaps, trailing_mean
 from thermoclaw.diagnosis.view import View, view_of
 from thermoclaw.quantities import Array
 from thermoclaw.record import Record
@@ -15,6 +15,7 @@ from thermoclaw.record import Record
 BEYOND, STEADY_ROWS, TIMES, NOTHING_GAINED = 1.3, 10, 3, 0.9
 SHRINK, SHRINK_RADIAL, SHRINK_ROWS, SHRINK_ASKED = 2e-3, 0.85, 12, 0.15
 BLURRED, FIRST_NEAR = 1e-4, 0.1  # shorter steps are blurred by rounding
+UNDONE, UNDONE_COHERENCE, UNDONE_FAR, UNDONE_ROWS = 0.4, 0.15, 0.15, 50
 FRESH_FROM, FRESH_PROBES, FRESH_NEAR, FRESH_COHERENCE, FRESH_BETA = 20, 4, 0.02, 0.5, 0.8
 
 
@@ -26,7 +27,7 @@ def external_update(record: Record) -> Finding | None:
     excess = _excess(view)
     gains = np.isfinite(view.optional("attention_gain")).any(axis=0)  # whoever sharpens attention is told so
     found = _at_every_step(view, np.where(gains, 0.0, excess)) or _shrinking(view)
-    return found if found is not None else _again_and_again(view, excess)
+    return found or _again_and_again(view, excess) or _undone(view)
 
 
 def _longest(view: View) -> Array | None:
@@ -156,6 +157,38 @@ def _again_and_again(view: View, excess: Array) -> Finding | None:
         "model, a reset of layers.",
         source="the bound on a step, docs: theory",
         evidence={"jumps": float(len(rows)), "over_longest_step": times},
+    )
+
+
+def _undone(view: View) -> Finding | None:
+    """Steps that agree with one another and lead nowhere: less far than steps in random directions would."""
+    record = view.record
+    if not view.fresh or view.loss is None:
+        return None
+    spread = median_over(over(record["distance"], np.cumsum(np.nan_to_num(record["update_sq"]), axis=0)), view.big)
+    far = median_over(np.sqrt(over(record["distance"], record["param_sq"])), view.big)
+    hit = (spread < UNDONE) & (trailing_mean(view.coherence, 30) > UNDONE_COHERENCE) & (far < UNDONE_FAR)
+    hit &= trailing_mean(record.loss, 20) > NOTHING_GAINED * average(record.loss[:10])
+    hit &= np.arange(len(record)) >= UNDONE_ROWS
+    span = held(hit, STEADY_ROWS)
+    if span is None:
+        return None
+    row = span[1]
+    return tell(
+        record,
+        "external_update",
+        "MEDIUM",
+        (0, row),
+        title="something takes the steps back",
+        seen=f"After {row + 1} steps, each of {float(view.update_ratio[row]):.2%} of a typical layer, the weights are "
+        f"{float(far[row]):.2%} from where they began: {float(np.sqrt(spread[row])):.2g} of the way that steps in "
+        f"random directions go, though successive gradients agree (cosine "
+        f"{float(trailing_mean(view.coherence, 30)[row]):.2f}). The loss is where it was.",
+        meaning="The optimizer steps, and the weights do not stay where it puts them.",
+        advice="Look for what writes older weights back: an average (EMA) that is copied into the model that trains, "
+        "load_state_dict() in the loop, a copy from another process.",
+        source="a random walk's mean squared displacement, Σ‖Δ‖²",
+        evidence={"distance_over_walk": float(spread[row]), "distance": float(far[row])},
     )
 
 
