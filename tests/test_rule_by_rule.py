@@ -494,7 +494,7 @@ def test_decay_reads_the_weights_before_the_step() -> None:
 
 def test_weights_that_are_put_back_again_and_again() -> None:
     def run(loss: float, times: int) -> Record:
-        made = Synthetic().set(loss=loss + 0.01 * np.sin(np.arange(200)))
+        made = Synthetic().set(coherence=0.05, loss=loss + 0.01 * np.sin(np.arange(200)))
         made.set(slice(0, 10), loss=2.5)
         for row in range(40, 40 + 20 * times, 20):
             made.set(row, update_sq=(1.6 * _longest_adam_step()) ** 2)
