@@ -1,24 +1,24 @@
 """Add the outcome of one row of `.ci/matrix` to a JSON file: versions, how many tests passed, failed or were skipped.
 
-python benchmarks/compatibility.py NAME JUNIT_XML RESULTS_JSON [TESTS ...]
+python -m benchmarks.compatibility NAME JUNIT_XML RESULTS_JSON [--only TESTS ...] [--left-out TESTS ...]
 """
 
 from __future__ import annotations
 
+import argparse
 import importlib.metadata
 import json
 import os
 import platform
 import re
 import subprocess
-import sys
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
 from datetime import date
 from pathlib import Path
 from typing import Any
 
-from lowest import requirements
+from benchmarks.lowest import requirements
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -56,25 +56,32 @@ def versions() -> dict[str, str]:
 def revision() -> str:
     """The commit that was tested."""
     command = ["git", "describe", "--always", "--dirty", "--exclude", "*"]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
 
 
-def main(name: str, junit: str, results: str, *tests: str) -> None:
-    path = Path(results)
-    rows = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    rows[name] = {
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name")
+    parser.add_argument("junit", type=Path)
+    parser.add_argument("results", type=Path)
+    parser.add_argument(
+        "--only", nargs="*", default=[], metavar="TESTS", help="what was run; all where nothing is said"
+    )
+    parser.add_argument("--left-out", nargs="*", default=[], metavar="TESTS", help="what was not run")
+    told = parser.parse_args(arguments)
+    rows = json.loads(told.results.read_text(encoding="utf-8")) if told.results.exists() else {}
+    rows[told.name] = {
         "date": date.today().isoformat(),
         "revision": revision(),
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
-        "tests": list(tests) or "all",
+        "only": told.only,
+        "left_out": told.left_out,
         "versions": versions(),
-        **outcome(Path(junit)),
+        **outcome(told.junit),
     }
-    path.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
-    print(json.dumps(rows[name], indent=1))
+    told.results.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps(rows[told.name], indent=1))
 
 
 if __name__ == "__main__":
-    if len(sys.argv) < 4:
-        sys.exit(__doc__)
-    main(*sys.argv[1:])
+    main()

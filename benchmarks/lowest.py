@@ -1,6 +1,6 @@
 """Prints pip constraints: of everything that pyproject.toml names, the lowest version that it admits on this Python.
 
-python benchmarks/lowest.py > lowest.txt
+python -m benchmarks.lowest > lowest.txt
 """
 
 from __future__ import annotations
@@ -35,5 +35,10 @@ def lowest(requirement: Requirement) -> str:
     return f"{requirement.name}=={bound}"
 
 
+def pins() -> list[str]:
+    """All of them, sorted."""
+    return sorted({lowest(requirement) for requirement in requirements()})
+
+
 if __name__ == "__main__":
-    print(*sorted({lowest(requirement) for requirement in requirements()}), sep="\n")
+    print(*pins(), sep="\n")
