@@ -58,6 +58,7 @@ def test_no_line_is_longer_than_a_terminal_and_nothing_is_lost(monkeypatch: pyte
     report = report_of(Synthetic(400).record(), long, monkeypatch=monkeypatch)
     assert max(map(len, str(report).splitlines())) <= 110
     assert len(report.summary) > 110
+    assert report.lines[2].startswith("Background: ")
     assert " ".join(str(report).split()).startswith(report.summary)
     assert report.summary == " ".join(report.lines)
 

@@ -215,14 +215,14 @@ def _lines(record: Record, findings: list[Finding], fraction: float, stats: dict
     urgent = [finding for finding in findings if finding.confidence != "LOW"]
     background = []
     if np.isfinite(fraction):
-        background.append(f"{fraction:.0%} of the layers work at their usual rate (r within their band).")
+        background.append(f"{fraction:.0%} of layers at their usual rate (r)")
     if np.isfinite(stats["R_ie_median"]):
-        background.append(f"Overhead per productive unit R_ie = {stats['R_ie_median']:.2g} in the typical layer.")
+        background.append(f"overhead R_ie {stats['R_ie_median']:.2g} in the typical layer")
     if np.isfinite(stats["rho_mean"]):
-        background.append(f"Coherence {stats['rho_mean']:.2f}.")
+        background.append(f"coherence {stats['rho_mean']:.2f}")
     lines = [_verdict(record, urgent), _run(record, len(urgent), len(findings) - len(urgent), stats)]
     if background:
-        lines.append(f"Background: {' '.join(background)}")
+        lines.append(f"Background: {', '.join(background)}.")
     lines += _changes(record)
     if record.meta.get("failed"):
         lines.append("Measuring stopped early after an internal error; see the log.")
