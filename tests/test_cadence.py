@@ -17,8 +17,8 @@ from torch import nn
 from tests.conftest import assert_bitwise, assert_same_record, mlp, seed_everything
 from thermoclaw import CollapseDetector, EntropySplit, Observer, diagnose
 from thermoclaw.measure import parts as parts_module
-from thermoclaw.measure.cadence import HEADROOM, LARGEST, WARMUP, Cadence, Clock
-from thermoclaw.measure.meter import Meter
+from thermoclaw.measure.cadence import HEADROOM, LARGEST, WARMUP, Cadence
+from thermoclaw.measure.timing import Clock, Timing
 from thermoclaw.record import Record
 
 INSTANT = ("sigma", "coherence", "distance", "overshoot", "alignment", "update_sq", "param_sq", "grad_sq", "lr", "loss")
@@ -235,7 +235,7 @@ def test_a_clock_tells_own_work_from_the_rest() -> None:
 
 
 def test_the_choice_stands_in_the_record_and_stays(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Meter, "_times", lambda self: (0.03, 0.001, 1.0))
+    monkeypatch.setattr(Timing, "result", lambda self: (0.03, 0.001, 1.0))
     record = record_of(200, budget=0.01)
     (event,) = [event for event in record.events if event["kind"] == "cadence"]
     assert record.meta["every"] == event["every"] == 17

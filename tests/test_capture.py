@@ -25,11 +25,12 @@ import thermoclaw.attachment
 from tests.conftest import mlp, seed_everything
 from thermoclaw import CollapseDetector, EntropySplit, Observer, Record
 from thermoclaw.buffer import DeviceRing
-from thermoclaw.measure import cadence, hyper, meter
+from thermoclaw.measure import hyper, step, transit
 from thermoclaw.measure import parts as parts_module
 from thermoclaw.measure.meter import Meter
 from thermoclaw.measure.probed import PROBED
 from thermoclaw.measure.sketched import SketchBackend
+from thermoclaw.measure.timing import Clock
 from thermoclaw.quantities import TABLE
 
 # -- a graph, a device and its backend, played on the host ------------------------------------------------------------
@@ -126,7 +127,7 @@ def graph(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Gr
     def ring(*args: Any, replayable: bool = True, **kwargs: Any) -> DeviceRing:
         return request.param(*args, replayable=replayable, **kwargs)
 
-    for module in (meter, parts_module):
+    for module in (transit, parts_module):
         monkeypatch.setattr(module, "DeviceRing", ring)
     monkeypatch.setattr(parts_module, "make_backend", lambda units, *, mode, size: Shifting(units, size=size))
     monkeypatch.setattr(Meter, "is_capturing", lambda self: graph.is_capturing)
@@ -263,7 +264,7 @@ def test_a_learning_rate_on_the_device_is_followed(graph: Graph, monkeypatch: py
     known = hyper.number
     monkeypatch.setattr(hyper, "number", lambda value: float("nan") if isinstance(value, Tensor) else known(value))
     monkeypatch.setattr(
-        meter, "device_lrs", lambda optimizer: {i: g["lr"] for i, g in enumerate(optimizer.param_groups)}
+        step, "device_lrs", lambda optimizer: {i: g["lr"] for i, g in enumerate(optimizer.param_groups)}
     )
     lr = torch.tensor(0.01, dtype=torch.float64)
     job = Job(strict=True, fused=True, lr=lr)
@@ -355,7 +356,7 @@ def test_the_torch_backends_do_not_pretend_to_be_replayable() -> None:
 def test_nothing_is_timed_while_a_graph_is_captured(graph: Graph, monkeypatch: pytest.MonkeyPatch) -> None:
     """An event recorded in a capture can never be read."""
     ticks: list[bool] = []
-    original = cadence.Clock.__init__
+    original = Clock.__init__
 
     def clock(self: Any, tick: Any = None, *rest: Any) -> None:
         def noted() -> float:
@@ -364,7 +365,7 @@ def test_nothing_is_timed_while_a_graph_is_captured(graph: Graph, monkeypatch: p
 
         original(self, noted, *rest)
 
-    monkeypatch.setattr(cadence.Clock, "__init__", clock)
+    monkeypatch.setattr(Clock, "__init__", clock)
     job = Job(strict=True, budget=0.5)
     job.go(20)
     job.capture(graph)

@@ -20,10 +20,11 @@ from thermoclaw import Observer, Record, diagnose
 from thermoclaw import record as record_module
 from thermoclaw.layers import lay_out
 from thermoclaw.measure.anatomy import survey
-from thermoclaw.measure.cadence import BUSY_FROM, BUSY_UNTIL, Cadence, Clock
+from thermoclaw.measure.cadence import BUSY_FROM, BUSY_UNTIL, Cadence
 from thermoclaw.measure.parts import main_matrices
 from thermoclaw.measure.probe import Probe
 from thermoclaw.measure.probed import PROBED, ProbedLayers
+from thermoclaw.measure.timing import Clock
 from thermoclaw.quantities import LAYER_COLUMNS
 
 CPU = torch.device("cpu")

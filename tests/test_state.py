@@ -19,9 +19,9 @@ from torch.nn import functional
 from tests.conftest import MODELS, MUON, assert_bitwise, mlp
 from tests.stopping import WIDE, Job, Run, assert_same_run, classify, stopped
 from thermoclaw.buffer import DeviceRing
-from thermoclaw.measure.cadence import Clock
 from thermoclaw.measure.meter import Meter
 from thermoclaw.measure.native import library
+from thermoclaw.measure.timing import Clock, Timing
 from thermoclaw.state import StateError
 
 SGD = Job(lambda model: torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=0.01))
@@ -71,7 +71,7 @@ def test_a_thinned_history_goes_on_thinning() -> None:
 
 @pytest.mark.parametrize("stop", [10, 30, 50, 63, 64, 65, 90])
 def test_a_budget_is_chosen_for_once(stop: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Meter, "_times", lambda self: (0.02, 0.0, 1.0))
+    monkeypatch.setattr(Timing, "result", lambda self: (0.02, 0.0, 1.0))
     job = replace(SGD, settings={"budget": 0.01})
     want = Run(job).go(140)
     assert want.observer.record().meta["every"] > 4

@@ -24,7 +24,8 @@ from thermoclaw.diagnosis.engine import check_interval, live_findings
 from thermoclaw.diagnosis.finding import Finding
 from thermoclaw.idle import Idle
 from thermoclaw.losses import Loss, Losses, as_scalar
-from thermoclaw.measure.meter import Meter, Settings
+from thermoclaw.measure.meter import Meter
+from thermoclaw.measure.settings import Settings
 from thermoclaw.measure.sharded import PeerFailed
 from thermoclaw.partition import Partition
 from thermoclaw.record import Record
@@ -36,7 +37,6 @@ from thermoclaw.testimony import Witnesses
 logger = logging.getLogger("thermoclaw")
 
 STRANGE_MOVES = 3  # of the weights, one after the other, between two steps of the optimizer
-_KEYWORDS = {"baseline_steps": "sigma_window_size"}  # of the Observer, where a setting has another name
 
 _attached: weakref.WeakKeyDictionary[Any, weakref.WeakSet[Attachment]] = weakref.WeakKeyDictionary()
 
@@ -315,7 +315,7 @@ class Attachment:
         if self.failed and self.hooks is not None and not self._is_limping:
             self.hooks.remove()
         if settled:
-            self.meter.settle()
+            self.meter.transit.settle()
         with self.meter.own_work():
             self._guard(self._advance)
         if (self.on_rows or self.keepers) and not self.failed and not self.meter.is_capturing():
@@ -359,7 +359,7 @@ class Attachment:
     def catch_up(self) -> None:
         """Hand on every row, waiting for the device; after a failure, those that were complete."""
         if not self.failed:
-            self._guard(lambda: void(self.meter.ingest(everything=True)))
+            self._guard(lambda: self.meter.ingest(everything=True))
         elif not self._is_salvaged:
             self._is_salvaged = True
             with contextlib.suppress(Exception):  # the failure was reported when it came
@@ -428,7 +428,7 @@ class Attachment:
                 "measuring had failed before this state was saved, so there is nothing to go on from: "
                 "observer.resume(record, step=...) continues the rows that were recorded"
             )
-        self._check_settings(take(state, "settings", dict))
+        self.meter.settings.check(take(state, "settings", dict))
         before = checkpoint.pack("Attachment", self.state_dict())
         try:
             anew = self._load(state)
@@ -440,21 +440,6 @@ class Attachment:
         if anew:
             names = ", ".join(anew[:3]) + (f" and {len(anew) - 3} more" if len(anew) > 3 else "")
             logger.warning("thermoclaw: the state knows nothing of silent rows in %s: their counts begin anew", names)
-
-    def _check_settings(self, theirs: Any) -> None:
-        mine = asdict(self.meter.settings)
-        other = {
-            _KEYWORDS.get(name, name): theirs.get(name) for name, value in mine.items() if theirs.get(name) != value
-        }
-        if other:
-            here = ", ".join(
-                f"{_KEYWORDS.get(name, name)}={mine[name]!r}" for name in mine if theirs.get(name) != mine[name]
-            )
-            there = ", ".join(f"{name}={value!r}" for name, value in other.items())
-            raise StateError(
-                f"the state was saved by an observer with {there}, and this one has {here}: make it as that one was, "
-                f"Observer(model, optimizer, {there})"
-            )
 
     def _load(self, state: Any) -> list[str]:
         anew = self.meter.load_state_dict(take(state, "meter", dict))
@@ -507,7 +492,3 @@ class Attachment:
             if self.hooks is not None:
                 self.hooks.remove()
             self._tell_rows(closing=True)
-
-
-def void(_: object) -> None:
-    """Turn a value into none, for a callable that must return nothing."""

@@ -18,7 +18,7 @@ from thermoclaw.attach import unwrap
 from thermoclaw.attachment import Attachment, attach, attached_to
 from thermoclaw.diagnosis.finding import Finding
 from thermoclaw.layers import Unit
-from thermoclaw.measure.meter import Settings
+from thermoclaw.measure.settings import Settings
 from thermoclaw.measure.sketch import SIZES
 from thermoclaw.partition import find_partition
 from thermoclaw.readout import Readout, last, mean

@@ -13,14 +13,11 @@ the smallest that keeps the mean cost, with some headroom, under the budget, and
 
 from __future__ import annotations
 
-import contextlib
 import math
-import time
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from thermoclaw.state import count, take, text, untext
+from thermoclaw.state import count, text, untext
 
 LEAD = 3
 BUSY_FROM, BUSY_UNTIL = 16, 48  # steps of the warm-up, counted from 0, whose measuring is timed
@@ -172,54 +169,3 @@ class Cadence:
         self._origin, self._number = count(state, "origin"), count(state, "number")
         self._last_measured, self._num_kept = count(state, "last_measured"), count(state, "num_kept")
         self.decision = untext(state, "decision", dict) or None
-
-
-class Clock:
-    """Times what the instrument does, and the steps around it.
-
-    Args:
-        tick: marks a moment.
-        between: seconds from one marked moment to another; asked long after both.
-    """
-
-    def __init__(
-        self, tick: Callable[[], Any] = time.perf_counter, between: Callable[[Any, Any], float] = lambda a, b: b - a
-    ) -> None:
-        self._tick, self._between = tick, between
-        self._stretches: list[tuple[int, Any, Any]] = []  # of own work, by step
-        self._laps: list[Any] = []
-        self._earlier = (0, 0.0, 0.0)  # steps timed before the run was stopped, their own work and time in all
-
-    @contextlib.contextmanager
-    def own_work(self, *, lap: bool = False) -> Iterator[None]:
-        """Time a stretch of own work; `lap`: a step begins with it."""
-        started = self._tick()
-        if lap:
-            self._laps.append(started)
-        try:
-            yield
-        finally:
-            self._stretches.append((len(self._laps), started, self._tick()))
-
-    def result(self) -> tuple[float, float]:
-        """Mean cost of a step, and mean time of a step without it, in seconds."""
-        steps, own, total = self._sums()
-        return (own / steps, max(total - own, 0.0) / steps) if steps else (0.0, math.inf)
-
-    def _sums(self) -> tuple[int, float, float]:
-        """Steps timed, seconds of own work in them, and seconds in all."""
-        before, own, total = self._earlier
-        steps = len(self._laps) - 1
-        if steps < 1:
-            return self._earlier
-        own += sum(self._between(a, b) for lap, a, b in self._stretches if 0 < lap <= steps)
-        return before + steps, own, total + self._between(self._laps[0], self._laps[-1])
-
-    def state_dict(self) -> dict[str, Any]:
-        """What was timed so far."""
-        return dict(zip(("steps", "own_s", "total_s"), self._sums(), strict=True))
-
-    def load_state_dict(self, state: Any) -> None:
-        """Add to `state_dict`; the time between the two is nobody's."""
-        self._earlier = count(state, "steps"), take(state, "own_s", float), take(state, "total_s", float)
-        self._stretches, self._laps = [], []

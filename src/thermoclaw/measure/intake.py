@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -17,27 +16,15 @@ from numpy.typing import NDArray
 from thermoclaw.buffer import MOST_ROWS, History
 from thermoclaw.derive import Derivation
 from thermoclaw.layers import Layout
-from thermoclaw.measure.cadence import Call
 from thermoclaw.measure.columns import RAW
-from thermoclaw.measure.hyper import GroupHyper, hyper_rows
+from thermoclaw.measure.hyper import hyper_rows
 from thermoclaw.measure.probed import ProbedLayers
+from thermoclaw.measure.transit import Block
 from thermoclaw.quantities import LAYER_COLUMNS, RUN_COLUMNS, Array
 from thermoclaw.record import Record
 from thermoclaw.state import StateError, count, counts, take
 
 _BYTES_PER_PARAM, _LEAST_BYTES, _MOST_BYTES = 0.03, 4 << 20, 16 << 20
-
-
-@dataclass
-class RowNotes:
-    """What the host knows of a row when it is written."""
-
-    call: Call
-    hyper: list[GroupHyper]
-    has_grad: list[float]
-    epoch: int
-    seen: Array | None = None  # what its probe looked at [U, 3]
-    loss: float | None = None
 
 
 def history_budget(num_params: int) -> int:
@@ -81,9 +68,10 @@ class Intake:
         capacity = int(np.clip(history_bytes // max(row_bytes, 1), 128, MOST_ROWS))
         self.history = History(len(layout.layers), capacity=capacity, dtype=dtype)
 
-    def bind(self, layout: Layout, norms: Array, *, unit_group: Array) -> None:
+    def bind(self, layout: Layout, norms: Array) -> None:
         """Set the units that the next rows are made of, and their ‖θ‖² [U] now."""
-        self._layout, self._unit_group = layout, unit_group
+        self._layout = layout
+        self._unit_group = np.array([unit.group for unit in layout.units])
         sizes = [sum(p.numel() for p in unit.params) for unit in layout.units]
         owners = [unit.layer for unit in layout.units]
         estimated = [self._estimated_above is not None and size > self._estimated_above for size in sizes]
@@ -117,48 +105,54 @@ class Intake:
         if len(steps) and steps[-1] > self.last_step:
             raise StateError(f"its history goes to step {steps[-1]}, past its last step, {self.last_step}")
 
-    def take(self, raw: Array, run: Array, probes: Array, notes: Sequence[RowNotes]) -> None:
-        """Take in rows [B, U, K], their losses and counts of refused steps before them [B, 2], and probes [B, U, C]."""
-        calls = np.array([note.call.number for note in notes])
-        refused = np.asarray((np.nan_to_num(raw[:, :, RAW["skipped"]]) > 0).any(axis=1))
-        gone = np.nan_to_num(run[:, 1]).astype(np.int64)
+    def take(self, block: Block) -> None:
+        """Take in rows, in order."""
+        notes = block.notes
+        steps, refused = self._number(block)
+        probed = self._probed.columns(block.probes, [note.seen for note in notes], refused)
+        places = [int(i) for i in np.flatnonzero(~refused)]
+        if not places:
+            return
+        layer_values = self._derive(block, places, probed)
+        columns = {
+            "loss": np.array([block.run[i, 0] if (loss := notes[i].loss) is None else loss for i in places]),
+            "epoch": np.array([notes[i].epoch for i in places], dtype=np.float64),
+        }
+        run_values = np.stack([columns[name] for name in RUN_COLUMNS], axis=-1)
+        steps = steps[places]
+        self.last_step = int(steps[-1])
+        keep = np.array([notes[i].call.kept for i in places])
+        if not keep.all():
+            self._latest = steps, layer_values, run_values
+        self.history.append(steps[keep], layer_values[keep], run_values[keep])
+
+    def _number(self, block: Block) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """The step of each row [B], and whether a loss scaler refused it: then it is none."""
+        calls = np.array([note.call.number for note in block.notes])
+        refused = np.asarray((np.nan_to_num(block.raw[:, :, RAW["skipped"]]) > 0).any(axis=1))
+        gone = np.nan_to_num(block.run[:, 1]).astype(np.int64)  # refused steps without a row
         for call, before, now in zip(calls, gone, refused, strict=True):
             self._skipped.extend(range(int(call) - int(before), int(call)))
             if now:
                 self._skipped.append(int(call))
         steps = self.start_step + calls - self.num_skipped - np.cumsum(gone + refused)
         self.num_skipped += int((gone + refused).sum())
-        probed = self._probed.columns(probes, [note.seen for note in notes], refused)
-        places = [int(i) for i in np.flatnonzero(~refused)]
-        if not places:
-            return
-        # consecutive steps go through the derivation together; after a gap it begins anew
+        return steps, refused
+
+    def _derive(self, block: Block, places: list[int], probed: Mapping[str, Array]) -> Array:
+        """Layer values of the rows at these places: consecutive steps together; after a gap it begins anew."""
+        notes, pieces = block.notes, []
         cuts = [i for i, place in enumerate(places) if i and notes[place].call.fresh]
         if notes[places[0]].call.fresh:
             self._derivation.gap()
-        pieces = []
         for start, stop in itertools.pairwise([0, *cuts, len(places)]):
             if start:
                 self._derivation.gap()
             here = places[start:stop]
             hyper = hyper_rows([notes[i].hyper for i in here], [notes[i].has_grad for i in here], self._unit_group)
             extra = {name: column[here] for name, column in probed.items()}
-            pieces.append(self._derivation.rows(raw[here], hyper, extra))
-        layer_values = np.concatenate(pieces)
-        kept_notes = [notes[i] for i in places]
-        columns = {
-            "loss": np.array(
-                [n.loss if n.loss is not None else run[i, 0] for i, n in zip(places, kept_notes, strict=True)]
-            ),
-            "epoch": np.array([n.epoch for n in kept_notes], dtype=np.float64),
-        }
-        run_values = np.stack([columns[name] for name in RUN_COLUMNS], axis=-1)
-        steps = steps[places]
-        self.last_step = int(steps[-1])
-        keep = np.array([n.call.kept for n in kept_notes])
-        if not keep.all():
-            self._latest = steps, layer_values, run_values
-        self.history.append(steps[keep], layer_values[keep], run_values[keep])
+            pieces.append(self._derivation.rows(block.raw[here], hyper, extra))
+        return np.concatenate(pieces)
 
     def amend_loss(self, call: int, value: float) -> None:
         """Give the newest row, read by the user before its loss was given, that loss."""

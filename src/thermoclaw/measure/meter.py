@@ -8,41 +8,29 @@ step; which calls are measured is the cadence's to say.
 from __future__ import annotations
 
 import contextlib
-from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import astuple, dataclass, replace
+from dataclasses import astuple, replace
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from thermoclaw.buffer import DeviceRing
-from thermoclaw.layers import Layout, Unit, lay_out, signature
+from thermoclaw.layers import Layout, lay_out, signature
 from thermoclaw.measure.anatomy import survey
-from thermoclaw.measure.cadence import Cadence, Call, Clock
-from thermoclaw.measure.hyper import GroupHyper, device_lrs, read_groups
-from thermoclaw.measure.intake import Intake, RowNotes
+from thermoclaw.measure.cadence import Cadence, Call
+from thermoclaw.measure.hyper import GroupHyper
+from thermoclaw.measure.intake import Intake
 from thermoclaw.measure.match import check, describe, order_of
-from thermoclaw.measure.parts import Part, Parts, widest
+from thermoclaw.measure.parts import Part, Parts
+from thermoclaw.measure.settings import Settings
 from thermoclaw.measure.sharded import meet
+from thermoclaw.measure.step import Step
+from thermoclaw.measure.timing import UNTIMED, Timing
+from thermoclaw.measure.transit import RowNotes, Transit
 from thermoclaw.partition import Partition
-from thermoclaw.state import StateError, count, counts, take
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How a meter measures. Observers with equal settings on one optimizer share a meter."""
-
-    mode: str = "sketch"
-    sketch_size: int = 1021
-    every: int = 1
-    budget: float | None = None
-    lag: int = 8
-    history_bytes: int | None = None
-    baseline_steps: int = 200
+from thermoclaw.state import StateError, count, take
 
 
 @contextlib.contextmanager
@@ -54,17 +42,6 @@ def quiet_math() -> Iterator[None]:
             for kind in kinds:
                 stack.enter_context(torch.autocast(kind, enabled=False))
             yield
-
-
-def has_gradient(unit: Unit) -> float:
-    """1 if a parameter of the unit has a gradient, 0 if one should and none has, NaN if none is to be trained."""
-    if any(p.grad is not None for p in unit.params):
-        return 1.0
-    return 0.0 if any(getattr(p, "param", p).requires_grad for p in unit.params) else float("nan")
-
-
-def _groups_of(layout: Layout) -> NDArray[Any]:
-    return np.array([unit.group for unit in layout.units])
 
 
 class Meter:
@@ -81,15 +58,9 @@ class Meter:
         self.epoch = 0
         self.cadence = Cadence(every=settings.every, budget=settings.budget)
         self._model, self._optimizer, self._partition = model, optimizer, partition
-        self._pushed = 0  # rows written since the rings were made
-        self._settled = 0  # of them, rows whose loss can no longer come
-        self._calls: deque[int] = deque([0], maxlen=8 * settings.lag + 8)  # of the rows written last, after a first 0
-        self._notes: deque[RowNotes] = deque()  # of rows that were not taken in yet
-        self._met: set[Any] = set()
+        self._met: set[Any] = set()  # meshes whose processes know of one another
         self._is_forgotten = self._is_interrupted = False
-        self._call: Call | None = None  # between the hooks: the step that is being made
-        self._has_grad: list[float] = []  # of its units
-        self._seen: NDArray[np.float64] | None = None  # what was looked at, if it is probed
+        self._call: Call | None = None  # between the hooks: of the step that is being made
         self._captured: tuple[list[GroupHyper], list[float]] | None = None
         layout = lay_out(model, optimizer, partition=partition)
         double = any(p.dtype in (torch.float64, torch.complex128) for u in layout.units for p in u.params)
@@ -97,7 +68,7 @@ class Meter:
         self.intake = self._make_intake(layout)
         with quiet_math():
             self._bind(layout)
-        self._clocks = {kind: self._make_clock() for kind in ("busy", "idle")} if settings.budget is not None else {}
+        self._timing = Timing(self.device) if settings.budget is not None else None
 
     def _make_intake(self, layout: Layout) -> Intake:
         return Intake(
@@ -125,14 +96,9 @@ class Meter:
             lag=self.settings.lag,
             earlier=earlier,
         )
-        first, wide = self._parts.device, widest(self._parts.device)
-        # by row: its loss, and how many steps since the row before a loss scaler refused
-        self._run = DeviceRing((2,), block=self.settings.lag, device=first, dtype=wide, replayable=False)
-        self._refused = torch.zeros((), device=first, dtype=wide)
-        self._pushed = self._settled = 0
-        self._calls.clear()
-        self._calls.append(self.cadence.number)
-        self.intake.bind(layout, self._parts.start_norms(), unit_group=_groups_of(layout))
+        self._step = Step(self._optimizer, self._partition, self._parts, layout.units)
+        self.transit = Transit(self._parts, lag=self.settings.lag, call=self.num_calls)
+        self.intake.bind(layout, self._parts.start_norms())
 
     @property
     def _is_bound(self) -> bool:
@@ -164,7 +130,7 @@ class Meter:
         if not begins:
             self._read_next_groups()
             return
-        self.settle()
+        self.transit.settle()
         with quiet_math():
             if self._call is None:  # or else a step inside a step, or again after one that was broken off
                 if self.cadence.must_choose:
@@ -177,16 +143,7 @@ class Meter:
             self._parts.keep_company()
             self._rebind_if_changed()
             self.ingest()
-            self._late = closure
-            self._hyper = read_groups(self._optimizer)
-            self._lrs = device_lrs(self._optimizer)
-            if self._partition is not None:
-                self._hyper = self._hyper[:1] * self._partition.num_groups
-                self._lrs = {}
-                self._note_groups(self._partition)
-            if not closure:
-                self._read_gradients(getattr(self._optimizer, "grad_scale", None))
-                self._probe(self._call)
+            self._step.begin(closure=closure, probed=self._call.probed)
 
     def _next_call(self) -> Call:
         call = self.cadence.next()
@@ -203,36 +160,15 @@ class Meter:
 
     def _read_next_groups(self) -> None:
         """In the middle of a step that a partitioned optimizer makes group by group."""
-        assert self._partition is not None
-        if self._call is None or not self._call.measured:
-            return
-        with quiet_math():
-            self._note_groups(self._partition)
-            before = self._has_grad
-            self._read_gradients(getattr(self._optimizer, "grad_scale", None), more=True)
-            self._has_grad = [b if a != 1 else a for a, b in zip(before, self._has_grad, strict=True)]
-
-    def _note_groups(self, partition: Partition) -> None:
-        """What the groups that are stepped now are stepped with."""
-        partition.check()
-        for i, hyper in zip(partition.stepping, read_groups(self._optimizer), strict=True):
-            self._hyper[i] = hyper
-        self._lrs.update({partition.stepping[i]: lr for i, lr in device_lrs(self._optimizer).items()})
+        if self._call is not None and self._call.measured:
+            with quiet_math():
+                self._step.go_on()
 
     def _forget(self) -> None:
         """Once in a row of steps that are left out, as a replayed graph may be what is measured next."""
         if not self._is_forgotten:
             self._is_forgotten = True
             self._parts.forget()
-
-    def _read_gradients(self, scale: Tensor | None, *, more: bool = False) -> None:
-        self._has_grad = [has_gradient(unit) for unit in self.layout.units]
-        self._parts.read_gradients(scale, more=more)
-
-    def _probe(self, call: Call) -> None:
-        """Take a closer look at the gradients just read, where it is time to."""
-        skipped = getattr(self._optimizer, "found_inf", None)
-        self._seen = self._parts.probe_gradients(skipped=skipped) if call.probed else None
 
     def after_step(self) -> None:
         """Read the parameters after the step and write the row."""
@@ -242,61 +178,34 @@ class Meter:
         call, self._call = self._call, None
         if call is None:
             return
-        skipped = getattr(self._optimizer, "found_inf", None)
+        step = self._step
         with quiet_math():
             if not call.measured:
-                if skipped is not None:
-                    self._refused.add_(skipped.reshape(()).to(self._refused))
+                if step.skipped is not None:
+                    self.transit.refuse(step.skipped)
                 return
-            if self._late:
-                self._read_gradients(None)
-                self._probe(call)
-            self._parts.write_row(self._lrs, skipped)
-            if call.deep:
-                self._parts.probe_weights()
-        self._count(RowNotes(call, self._hyper, self._has_grad, self.epoch, self._seen))
-
-    def _count(self, notes: RowNotes) -> None:
-        """The host's part of a row."""
-        row = self._run.next_row()
-        row[0] = float("nan")
-        row[1] = self._refused
-        self._refused.zero_()
-        self._run.advance()
-        self._parts.count_probe()
-        self._notes.append(notes)
-        self._pushed += 1
-        self._calls.append(notes.call.number)
+            step.end(probed=call.probed, deep=call.deep)
+        self.transit.add(RowNotes(call, step.hyper, step.has_grad, self.epoch, step.seen))
 
     @property
     def num_calls(self) -> int:
         """Optimizer steps seen, measured or not, those that a loss scaler refused included."""
         return self.cadence.number
 
-    @property
-    def _last_is_measured(self) -> bool:
-        return bool(self._notes) and self._notes[-1].call.number == self.num_calls
-
     def set_loss(self, loss: float | Tensor) -> None:
-        """Attach a loss to the row written last; a tensor stays on its device."""
-        if self._last_is_measured:
-            if isinstance(loss, Tensor) and (loss.device.type != "cpu" or self._run.device.type == "cpu"):
-                self._run.last_row()[0].copy_(loss.detach().reshape(()), non_blocking=True)
-            else:
-                self._notes[-1].loss = float(loss)
-        elif not self._notes and self._calls[-1] == self.num_calls > 0:
-            # the user has read the newest row before giving its loss, and so has waited for the device already
+        """Attach a loss to the row of the last step, if it has one; a tensor stays on its device."""
+        if not self.num_calls or self.transit.last_call != self.num_calls:
+            return
+        if self.transit.has_rows:
+            self.transit.set_loss(loss)
+        else:  # the user has read the newest row before giving its loss, and so has waited for the device already
             self.intake.amend_loss(self.num_calls, float(loss))
-
-    def settle(self) -> None:
-        """Say that nothing will be added to the row written last."""
-        self._settled = self._pushed
 
     # -- captured graphs --------------------------------------------------------------------------------------------
 
     def is_capturing(self) -> bool:
         """Whether a CUDA graph is being captured: work is noted down, not done, and nothing may wait or be polled."""
-        return self._run.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+        return self.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
     @property
     def is_captured(self) -> bool:
@@ -310,26 +219,20 @@ class Meter:
                 "here (Triton is missing, or mode='exact', or there are float64 parameters)"
             )
         with quiet_math():
-            self._late = closure
-            self._hyper, self._lrs = read_groups(self._optimizer), device_lrs(self._optimizer)
-            if not closure:
-                self._read_gradients(getattr(self._optimizer, "grad_scale", None))
+            self._step.begin(closure=closure, probed=False)
 
     def _after_capture(self) -> None:
-        skipped = getattr(self._optimizer, "found_inf", None)
         with quiet_math():
-            if self._late:
-                self._read_gradients(None)
-            self._parts.write_row(self._lrs, skipped, captured=True)
-        self._captured = self._hyper, self._has_grad
+            self._step.end(probed=False, deep=False, captured=True)
+        self._captured = self._step.hyper, self._step.has_grad
 
     def note_replay(self) -> None:
         """Count a replay of the captured step: the device has written, or will write, its row."""
         assert self._captured is not None
-        self.settle()
+        self.transit.settle()
         with quiet_math():
             self._parts.count_replay()  # first, as copies note how many rows the device had written by then
-            self._count(RowNotes(self.cadence.next(always=True), *self._captured, self.epoch))
+            self.transit.add(RowNotes(self.cadence.next(always=True), *self._captured, self.epoch))
             self.ingest()
 
     # -- other processes --------------------------------------------------------------------------------------------
@@ -356,70 +259,28 @@ class Meter:
 
     def own_work(self, *, lap: bool = False) -> AbstractContextManager[None]:
         """Time what is done inside, while a budget is to be chosen for."""
-        clock = self._clocks.get(self.cadence.sampled or "") if self._clocks else None
-        if clock is None or self.is_capturing():
-            return contextlib.nullcontext()
-        return clock.own_work(lap=lap)
-
-    def _make_clock(self) -> Clock:
-        if self._parts.device.type != "cuda":
-            return Clock()
-
-        def tick() -> torch.cuda.Event:
-            event = torch.cuda.Event(enable_timing=True)
-            event.record()
-            return event
-
-        def between(first: torch.cuda.Event, second: torch.cuda.Event) -> float:
-            second.synchronize()  # it was marked at least eight steps ago
-            return 1e-3 * first.elapsed_time(second)
-
-        return Clock(tick, between)
+        if self._timing is None or self.is_capturing():
+            return UNTIMED
+        return self._timing.own_work(self.cadence.sampled, lap=lap)
 
     def _choose(self) -> None:
         """The warm-up is over: fix the cadence, the same one on every process of a sharded model."""
-        cost_s, idle_s, step_s = self._parts.mean_of(*self._times())
+        assert self._timing is not None
+        cost_s, idle_s, step_s = self._parts.mean_of(*self._timing.result())
         self.cadence.choose(cost_s=cost_s, idle_s=idle_s, step_s=step_s)
-        self._clocks = {}
-
-    def _times(self) -> tuple[float, float, float]:
-        """Mean cost of a measured step, of one that is left out, and time of a step without either, in seconds."""
-        cost_s, step_s = self._clocks["busy"].result()
-        return cost_s, self._clocks["idle"].result()[0], step_s
+        self._timing = None
 
     # -- to the host ------------------------------------------------------------------------------------------------
 
-    def ingest(self, *, everything: bool = False) -> int:
-        """Move rows that are due (or, waiting for the device, all of them) into the history; returns how many."""
-        for ring in self._rings():
-            ring.start_copies(self._settled)
-        count = self._run.pending() if everything else self._num_due() - self._run.taken()
-        good = self._parts.num_good(everything=everything)  # rows that a process had no part in are not the run's
-        if good is not None:
-            count = min(count, good - self._run.taken())
-        while count > 0:
-            block = min(count, 2 * self.settings.lag)
-            self.intake.take(
-                self._parts.take(block),
-                self._run.take(block),
-                self._parts.take_probes(block),
-                [self._notes.popleft() for _ in range(block)],
-            )
-            count -= block
-        return len(self.intake.history)
-
-    def _rings(self) -> list[DeviceRing]:
-        return [self._run, *(ring for part in self._parts for ring in (part.ring, part.probe.ring))]
-
-    def _num_due(self) -> int:
-        """Rows of these rings that the fixed lag has let through."""
-        return min(ring.due(self._settled) for ring in self._rings())
+    def ingest(self, *, everything: bool = False) -> None:
+        """Move rows that are due (or, waiting for the device, all of them) into the history."""
+        for block in self.transit.blocks(everything=everything):
+            self.intake.take(block)
 
     @property
     def due_step(self) -> int:
         """The last step that the fixed lag has let through: the same whether or not anybody read rows before that."""
-        behind = self._pushed - self._num_due()
-        return self.intake.step_of(self._calls[-1 - behind])
+        return self.intake.step_of(self.transit.due_call)
 
     def continue_from(self, step: int, *, epoch: int) -> None:
         """Number the next step `step + 1`; only before the first row."""
@@ -428,6 +289,8 @@ class Meter:
         if step:
             self._parts.forget_start()
 
+    # -- the state --------------------------------------------------------------------------------------------------
+
     def state_dict(self) -> dict[str, Any]:
         """What the next rows depend on, on the host, when all rows were taken in. Waits."""
         if self._call is None and self.cadence.measures_next and not self.has_peers:
@@ -435,14 +298,11 @@ class Meter:
                 self._rebind_if_changed()  # as the next step would
         return {
             **describe(self.layout, with_places=self.settings.mode == "exact"),
+            **self.transit.state_dict(),
             "epoch": self.epoch,
             "cadence": self.cadence.state_dict(),
-            "clocks": {kind: clock.state_dict() for kind, clock in self._clocks.items()},
+            "clocks": self._timing.state_dict() if self._timing is not None else {},
             "call": None if self._call is None else list(astuple(self._call)),
-            "calls": list(self._calls),
-            "num_rows": self._pushed,
-            "num_settled": self._settled,
-            "num_refused": int(self._refused),
             "is_forgotten": self._is_forgotten,
             "is_interrupted": self._is_interrupted,
             "is_bound": self._is_bound,
@@ -456,6 +316,16 @@ class Meter:
         Raises:
             StateError: the state is not one of these units, or damaged; then it is loaded in part.
         """
+        self._bind_as(state)
+        self._load_counts(state)
+        with quiet_math():
+            anew = self._parts.load_state_dict(take(state, "parts", dict), num_rows=self.transit.num_rows)
+        if not take(state, "is_bound", bool):  # the next measured step binds anew, as it would have done
+            self.layout = replace(self.layout, signature=())
+        return list(dict.fromkeys(self.layout.layers[self.layout.units[u].layer].name for u in anew))
+
+    def _bind_as(self, state: Any) -> None:
+        """Have the units of a state, in its order, and nothing in the history."""
         order = order_of(state, self.layout)
         mine = tuple(layer.name for layer in self.layout.layers)
         # layers that joined late come last; a guard may have split groups
@@ -466,51 +336,32 @@ class Meter:
                 self._bind(layout)
         check(state, self.layout, with_places=self.settings.mode == "exact")
         self.intake = self._make_intake(self.layout)
-        unknown = np.full(len(self.layout.units), np.nan)
-        self.intake.bind(self.layout, unknown, unit_group=_groups_of(self.layout))
+        self.intake.bind(self.layout, np.full(len(self.layout.units), np.nan))
+
+    def _load_counts(self, state: Any) -> None:
+        """What is kept on the host."""
         self.intake.load_state_dict(take(state, "intake", dict))
         self.cadence.load_state_dict(take(state, "cadence", dict))
-        self._load_clocks(take(state, "clocks", dict))
-        if self.intake.step_of(self.cadence.number) < self.intake.last_step:
-            raise StateError(f"it counts {self.cadence.number} steps, and its last one is {self.intake.last_step}")
-        self._load_rows(state)
-        self.epoch = count(state, "epoch")
-        self._is_forgotten, self._is_interrupted = (take(state, f"is_{x}", bool) for x in ("forgotten", "interrupted"))
-        with quiet_math():
-            self._refused.fill_(count(state, "num_refused"))
-            anew = self._parts.load_state_dict(take(state, "parts", dict), num_rows=self._pushed)
-        self._run.continue_from(self._pushed)
-        if not take(state, "is_bound", bool):  # the next measured step binds anew, as it would have done
-            self.layout = replace(self.layout, signature=())
-        return list(dict.fromkeys(self.layout.layers[self.layout.units[u].layer].name for u in anew))
-
-    def _load_rows(self, state: Any) -> None:
-        """How many rows there were, and of which calls."""
-        pushed, calls = count(state, "num_rows"), counts(state, "calls")
-        if len(calls) != min(pushed + 1, self._calls.maxlen or 0):
-            raise StateError(f"it has {len(calls)} calls for {pushed} rows")
+        clocks = take(state, "clocks", dict)
+        is_chosen = self.settings.budget is None or self.cadence.decision is not None
+        self._timing = None if is_chosen else Timing(self.device)
+        if self._timing is not None:
+            self._timing.load_state_dict(clocks)
+        if self.intake.step_of(self.num_calls) < self.intake.last_step:
+            raise StateError(f"it counts {self.num_calls} steps, and its last one is {self.intake.last_step}")
         call = take(state, "call", list, type(None))
         if call is not None and not all(isinstance(value, int) for value in call):
             raise StateError(f"'call' is {call}")
         self._call = None if call is None else Call(*call)
-        self._pushed, self._settled = pushed, count(state, "num_settled", most=pushed)
-        self._calls.clear()
-        self._calls.extend(calls)
-        self._notes.clear()
-
-    def _load_clocks(self, state: Any) -> None:
-        """Go on timing, unless the cadence was chosen already."""
-        self._clocks = {}
-        if self.settings.budget is not None and self.cadence.decision is None:
-            self._clocks = {kind: self._make_clock() for kind in ("busy", "idle")}
-            for kind, clock in self._clocks.items():
-                clock.load_state_dict(take(state, kind, dict))
+        self.transit.load_state_dict(state)
+        self.epoch = count(state, "epoch")
+        self._is_forgotten, self._is_interrupted = (take(state, f"is_{x}", bool) for x in ("forgotten", "interrupted"))
 
     @property
     def device(self) -> torch.device:
         """Where losses are kept."""
-        return self._run.device
+        return self._parts.device
 
     def num_bytes(self) -> dict[str, int]:
         """Bytes held: on the devices and on the host."""
-        return {"device": self._parts.num_bytes() + self._run.num_bytes(), "host": self.intake.history.num_bytes()}
+        return {"device": self._parts.num_bytes() + self.transit.num_bytes(), "host": self.intake.history.num_bytes()}
