@@ -110,7 +110,9 @@ def wandb_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         monkeypatch.setenv(f"WANDB_{name}", str(tmp_path))
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
-    run = wandb.init(project="test", dir=str(tmp_path), settings=wandb.Settings(x_disable_stats=True))
+    monkeypatch.setenv("WANDB_X_DISABLE_STATS", "true")
+    monkeypatch.setenv("WANDB__DISABLE_STATS", "true")  # its name in 0.18.0
+    run = wandb.init(project="test", dir=str(tmp_path))
     yield run
     wandb.finish()
 
