@@ -29,7 +29,7 @@ from tests.conftest import (
 )
 from thermoclaw import CollapseDetector, EntropySplit, Observer, Record, ThermoScheduler, diagnose
 from thermoclaw.buffer import DeviceRing
-from thermoclaw.derive import Derivation
+from thermoclaw.derive.derivation import Derivation
 from thermoclaw.measure.meter import Meter
 from thermoclaw.measure.sketched import SketchBackend
 

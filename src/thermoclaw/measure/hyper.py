@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from thermoclaw.derive import HyperRows
+from thermoclaw.derive.hyper import HyperRows
 
 _NAN = float("nan")
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from thermoclaw.buffer import MOST_ROWS, History
-from thermoclaw.derive import Derivation
+from thermoclaw.derive.derivation import Derivation
 from thermoclaw.layers import Layout
 from thermoclaw.measure.columns import RAW
 from thermoclaw.measure.hyper import hyper_rows

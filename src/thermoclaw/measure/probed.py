@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from thermoclaw.derive import LayerSums
+from thermoclaw.derive.layer_sums import LayerSums
 from thermoclaw.measure.columns import PROBE, SEEN, SEEN_COLUMNS
 from thermoclaw.quantities import Array
 from thermoclaw.state import array
