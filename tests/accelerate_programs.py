@@ -10,14 +10,17 @@ from typing import Any
 import torch
 from torch.nn import functional
 
+from tests import huggingface_programs
 from tests import sharded_programs as programs
 
 
 def run(rank: int, world: int, way: str, folder: str, watched: bool) -> dict[str, Any]:
-    """A loop under DDP, or sharded by FSDP2, and what this process has of it."""
+    """A loop under DDP, sharded by FSDP2 by hand, or by Accelerate's own plugin, and what this process has of it."""
     warnings.simplefilter("ignore")
-    os.environ.update(LOCAL_RANK=str(rank), WORLD_SIZE=str(world), ACCELERATE_USE_CPU="true")
-    from accelerate import Accelerator
+    os.environ.update(LOCAL_RANK=str(rank), WORLD_SIZE=str(world), ACCELERATE_USE_CPU=str(way != "plugin").lower())
+    if way == "plugin":
+        huggingface_programs.on_accelerators(world)
+    from accelerate import Accelerator, FullyShardedDataParallelPlugin
     from accelerate.state import AcceleratorState, GradientState
     from accelerate.tracking import GeneralTracker
 
@@ -44,9 +47,13 @@ def run(rank: int, world: int, way: str, folder: str, watched: bool) -> dict[str
     AcceleratorState._reset_state(True)
     GradientState._reset_state()
     book = Book()
-    accelerator = Accelerator(cpu=True, log_with=book)
+    if way == "plugin":
+        plugin = FullyShardedDataParallelPlugin(fsdp_version=2, transformer_cls_names_to_wrap=["Linear"])
+        accelerator = Accelerator(fsdp_plugin=plugin, log_with=book)
+    else:
+        accelerator = Accelerator(cpu=True, log_with=book)
     accelerator.init_trackers("run")
-    if way == "ddp":
+    if way != "fully":
         model = programs.make_net(torch.float64)
         model, optimizer = accelerator.prepare(model, programs.make_optimizer(model))
     else:  # by hand, as Accelerate shards on accelerators only

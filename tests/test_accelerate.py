@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import runpy
 import subprocess
@@ -19,7 +20,7 @@ from torch.nn import functional
 
 pytest.importorskip("accelerate")
 
-from accelerate import Accelerator
+from accelerate import Accelerator, FullyShardedDataParallelPlugin
 from accelerate.state import AcceleratorState, GradientState
 from accelerate.tracking import GeneralTracker
 
@@ -504,24 +505,51 @@ def test_the_example_runs(rate: str, codes: set[str], tmp_path: Path, monkeypatc
 # -- several processes -------------------------------------------------------------------------------------------------
 
 
+def answers_of(calls: list[tuple[Any, ...]]) -> tuple[list[Any], list[Any]]:
+    """Of the main process and of the other one, by call."""
+    answers = programs.launch(programs.several, 2, calls, seconds=300)
+    for answer in answers:
+        assert not isinstance(answer, Exception), answer
+        assert answer is not None, "a process died or hung"
+    return answers[0], answers[1]
+
+
+def assert_is_the_plain_run(found: dict[str, Any]) -> None:
+    want = programs.plain(torch.float64)
+    assert found["columns"]["layers"] == want["layers"]
+    for name in programs.QUANTITIES:
+        np.testing.assert_allclose(found["columns"][name], want[name], rtol=1e-6, atol=1e-9, err_msg=name)
+
+
 @pytest.mark.slow
 @needs_shards
 def test_several_processes(tmp_path: Path) -> None:
     """DDP: the main process measures. FSDP2: all do. Both see the run of one process."""
     ways = [("ddp", True), ("ddp", False), ("fully", True)]
     calls = [(accelerate_programs.run, way, str(tmp_path / f"{i}"), on) for i, (way, on) in enumerate(ways)]
-    answers = programs.launch(programs.several, 2, calls, seconds=300)
-    for answer in answers:
-        assert not isinstance(answer, Exception), answer
-        assert answer is not None, "a process died or hung"
-    main, other = answers
-    want = programs.plain(torch.float64)
+    main, other = answers_of(calls)
     for found in (main[0], main[2], other[2]):
-        assert found["columns"]["layers"] == want["layers"]
-        for name in programs.QUANTITIES:
-            np.testing.assert_allclose(found["columns"][name], want[name], rtol=1e-6, atol=1e-9, err_msg=name)
+        assert_is_the_plain_run(found)
     assert other[0]["columns"] is None, "one process is enough where gradients are the same on all"
     assert_bitwise(main[0]["weights"], main[1]["weights"])
     assert main[0]["logged"] == main[2]["logged"] == [10, 20, 24]
     assert other[0]["logged"] == other[2]["logged"] == []
     assert outputs.RECORD_FILE in main[2]["files"]
+
+
+@pytest.mark.slow
+@needs_shards
+@pytest.mark.skipif(
+    "fsdp_version" not in inspect.signature(FullyShardedDataParallelPlugin).parameters,
+    reason="this Accelerate has no FSDP2",
+)
+def test_accelerates_own_fsdp2(tmp_path: Path) -> None:
+    """Its plugin shards and maps the optimizer's parameters: all processes see the run of one, and nothing changes."""
+    calls = [(accelerate_programs.run, "plugin", str(tmp_path / f"{on}"), on) for on in (True, False)]
+    (main, alone), (other, _) = answers_of(calls)
+    for found in (main, other):
+        assert_is_the_plain_run(found)
+    assert_bitwise(main["weights"], alone["weights"])
+    assert (main["logged"], other["logged"]) == ([10, 20, 24], [])
+    assert outputs.RECORD_FILE in main["files"]
+    assert other["files"] == []
