@@ -13,9 +13,9 @@ import torch
 
 from thermoclaw import Observer
 from thermoclaw.layers import Unit
-from thermoclaw.measure import native
+from thermoclaw.measure import native, native_pass
 from thermoclaw.measure.columns import RAW, RAW_COLUMNS
-from thermoclaw.measure.native import NativePass
+from thermoclaw.measure.native_pass import NativePass
 from thermoclaw.measure.place import Place
 from thermoclaw.measure.sketch import Sketcher, sign_table
 from thermoclaw.measure.sketched import SketchBackend
@@ -154,7 +154,7 @@ def test_shards_have_the_signs_of_their_places(place: Place) -> None:
 
 def test_words_of_signs() -> None:
     size, width = 251, 64 * 251
-    words = native.sign_words(width, size)
+    words = native_pass.sign_words(width, size)
     signs = sign_table(2 * width, device=torch.device("cpu"), dtype=torch.float32)
     assert words.shape == (4, 2 * size)
     for index in (0, 250, 251, 252, 31 * 251 + 250, 32 * 251, 9999, 2 * width - 1):

@@ -1,8 +1,8 @@
 /* The CPU's part of measuring a step: squared norms and linear sketches in one read of memory, and their products.
  *
- * Compiled once per machine by native.py, which fills the tables and calls with plain pointers; sketch.py says what the
- * sketch is, and sketched.py does the same with torch operations. What is added up in which order depends on the tables
- * alone, so any number of threads gives the same bits.
+ * Compiled once per machine by native.py; native_pass.py and native_rows.py fill its tables and pass plain pointers.
+ * sketch.py says what the sketch is, and sketched.py does the same with torch operations. What is added up in which
+ * order depends on the tables alone, so any number of threads gives the same bits.
  *
  * Legend: p sketch size, w chunk width, U units.
  */

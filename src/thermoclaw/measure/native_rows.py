@@ -13,7 +13,6 @@ from torch import Tensor
 from thermoclaw.measure import native
 from thermoclaw.measure.anatomy import Matrix, Sheet
 
-_KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _dtype, _on_cpu = attrgetter("dtype"), attrgetter("is_cpu")
 
 
@@ -69,7 +68,7 @@ def _table(matrices: Sequence[Matrix]) -> np.ndarray:
 
 def _can_read(tensors: Sequence[Tensor | None], matrices: Sequence[Matrix]) -> bool:
     present = [x for x in tensors if x is not None]
-    if not set(map(_dtype, present)) <= _KINDS.keys() or not all(map(_on_cpu, present)):
+    if not set(map(_dtype, present)) <= native.KINDS.keys() or not all(map(_on_cpu, present)):
         return False
     if all(map(Tensor.is_contiguous, present)):
         return True
@@ -88,4 +87,4 @@ def _is_dense(x: Tensor, sheet: Sheet) -> bool:
 def _addresses(tensors: Sequence[Tensor | None]) -> tuple[array[int], array[int]]:
     """Where tensors lie, 0 for a missing one, and what they are made of."""
     data = array("q", [0 if x is None else x.data_ptr() for x in tensors])
-    return data, array("q", [0 if x is None else _KINDS[x.dtype] for x in tensors])
+    return data, array("q", [0 if x is None else native.KINDS[x.dtype] for x in tensors])

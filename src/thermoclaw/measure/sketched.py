@@ -13,7 +13,7 @@ from torch import Tensor
 
 from thermoclaw.layers import Unit
 from thermoclaw.measure.columns import RAW
-from thermoclaw.measure.native import NativePass
+from thermoclaw.measure.native_pass import NativePass
 from thermoclaw.measure.sharded import Peers
 from thermoclaw.measure.sketch import Sketcher, padded, trimmed
 from thermoclaw.measure.sums import Backend, UnitReader, flat_index
