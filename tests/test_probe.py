@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from tests.conftest import mlp
 from thermoclaw import Observer, Record, diagnose
-from thermoclaw import record as record_module
 from thermoclaw.layers import lay_out
 from thermoclaw.measure.anatomy import survey
 from thermoclaw.measure.cadence import BUSY_FROM, BUSY_UNTIL, Cadence
@@ -26,6 +25,8 @@ from thermoclaw.measure.probe import Probe
 from thermoclaw.measure.probed import PROBED, ProbedLayers
 from thermoclaw.measure.timing import Clock
 from thermoclaw.quantities import LAYER_COLUMNS
+from thermoclaw.record import npz
+from thermoclaw.record import record as record_module
 
 CPU = torch.device("cpu")
 F32, F64, BF16, F16 = torch.float32, torch.float64, torch.bfloat16, torch.float16
@@ -484,7 +485,8 @@ def test_files_from_before_there_were_probes_can_be_read(tmp_path: Any, monkeypa
     before = tuple(name for name in LAYER_COLUMNS if name not in PROBED)
     places = [LAYER_COLUMNS.index(name) for name in before]
     with monkeypatch.context() as patch:
-        patch.setattr(record_module, "LAYER_COLUMNS", before)
+        for module in (npz, record_module):
+            patch.setattr(module, "LAYER_COLUMNS", before)
         path = Record(record.steps, record.layers, record.layer_values[:, :, places], record.run_values).save(
             tmp_path / "x"
         )

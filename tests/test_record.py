@@ -20,10 +20,10 @@ import torch
 
 from tests.conftest import MODELS, assert_same_record, mlp, train_step
 from thermoclaw import CollapseDetector, EntropySplit, Observer, Record, RecordError, diagnose
-from thermoclaw import record as record_module
 from thermoclaw.files import atomic_file
 from thermoclaw.quantities import LAYER_COLUMNS, RUN_COLUMNS, TABLE
-from thermoclaw.record import SCHEMA_VERSION, LayerInfo
+from thermoclaw.record import LayerInfo, columns
+from thermoclaw.record.npz import SCHEMA_VERSION
 
 
 @pytest.fixture
@@ -522,7 +522,7 @@ def test_single_precision_columns_fit_the_table() -> None:
 
 def test_rates_that_differ_everywhere_are_rounded_all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     rates = np.float32([[0.01, 0.1, 3e-4], [0.0, 1e-30, 0.02], [np.nan, 0.5, 1.0]]).astype(np.float64)
-    one_by_one = record_module._shortest(rates)
-    monkeypatch.setattr(record_module, "MOST_NUMBERS", 2)
-    np.testing.assert_allclose(record_module._shortest(rates), one_by_one, rtol=1e-12)
-    assert record_module._shortest(rates)[0, 0] == 0.01
+    one_by_one = columns.shortest(rates)
+    monkeypatch.setattr(columns, "MOST_NUMBERS", 2)
+    np.testing.assert_allclose(columns.shortest(rates), one_by_one, rtol=1e-12)
+    assert columns.shortest(rates)[0, 0] == 0.01

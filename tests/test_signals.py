@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from thermoclaw.diagnosis.signals import held, median_over
-from thermoclaw.record import _shortest
+from thermoclaw.record.columns import shortest
 
 
 def held_plainly(condition: np.ndarray, rows: int) -> tuple[int, int] | None:
@@ -55,4 +55,4 @@ def test_hyper_parameters_are_read_as_they_were_written(kind: str) -> None:
         "empty": np.zeros((0, 3)),
     }[kind]
     single = values.astype(np.float32).astype(np.float64)
-    np.testing.assert_array_equal(_shortest(single), values)
+    np.testing.assert_array_equal(shortest(single), values)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from thermoclaw.quantities import LAYER_COLUMNS, RUN_COLUMNS, Array
-from thermoclaw.record import fit_columns
+from thermoclaw.record.columns import fit_columns
 from thermoclaw.state import StateError, array, count, take
 from thermoclaw.thinning import thinned
 

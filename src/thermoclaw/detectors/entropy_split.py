@@ -11,7 +11,8 @@ import numpy as np
 
 from thermoclaw.observer import Observer, observer_for
 from thermoclaw.quantities import R_IE_CAP
-from thermoclaw.record import SPLIT_CSV_COLUMNS, Record
+from thermoclaw.record import Record
+from thermoclaw.record.tables import SPLIT_CSV_COLUMNS
 from thermoclaw.snapshot import StepHistory
 
 _PARTS = {"d_iS_wd": "weight decay", "d_iS_momentum": "momentum and preconditioning", "d_iS_noise": "batch noise"}

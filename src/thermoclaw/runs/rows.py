@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from thermoclaw.files import atomic_file
 from thermoclaw.quantities import LAYER_COLUMNS, RUN_COLUMNS, Array
-from thermoclaw.record import RecordError, fit_columns
+from thermoclaw.record.columns import RecordError, fit_columns
 
 
 @dataclass(frozen=True)

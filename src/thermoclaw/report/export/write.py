@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from thermoclaw.files import atomic_file
-from thermoclaw.record import Record, name_cell
+from thermoclaw.record import Record
+from thermoclaw.record.tables import name_cell
 from thermoclaw.report.export.table import LongTable, Piece
 
 
