@@ -180,7 +180,8 @@ RULES: tuple[Rule, ...] = (
         "A loss that falls for ever, as with a wrong sign",
         "loss, gradient norm and coherence",
         f"loss < −{unbounded.BELOW:g} × its first size and falling {unbounded.FALLING - 1:.0%} in {unbounded.BACK} "
-        f"steps, gradients × {unbounded.STEEPER:g}, coherence > {unbounded.AGREE:g}",
+        f"steps, gradients × {unbounded.STEEPER:g}, coherence > {unbounded.AGREE:g}; or straight on, > "
+        f"{unbounded.STRAIGHT:g}",
         "docs: diagnosis",
     ),
     Rule(
@@ -325,9 +326,10 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "vanishing_gradients",
         depth.vanishing_gradients,
-        "Early layers get no gradient",
-        "root mean square gradient of first against last layers",
-        f"ratio < {depth.VANISH_RATIO:g} for {depth.VANISH_ROWS} steps, HIGH < {depth.VANISH_HIGH:g}",
+        "Early layers get no gradient; or all have lost it, and the loss is as high as ever",
+        "root mean square gradient of first against last layers; gradient norm against its largest",
+        f"ratio < {depth.VANISH_RATIO:g} for {depth.VANISH_ROWS} steps, HIGH < {depth.VANISH_HIGH:g}; norm < "
+        f"{depth.GONE:g} for {depth.GONE_ROWS} steps, HIGH < {depth.GONE_HIGH:g}",
         "AutoTrainer (ICSE 2021)",
     ),
     Rule(

@@ -6,12 +6,13 @@ import numpy as np
 
 from thermoclaw.diagnosis.finding import Finding, describe_layers
 from thermoclaw.diagnosis.selection import chosen, names_of, tell, two_digits
-from thermoclaw.diagnosis.signals import Mask, held, largest, median_over, middle, trailing_mean, weights_of
+from thermoclaw.diagnosis.signals import Mask, average, held, largest, median_over, middle, trailing_mean, weights_of
 from thermoclaw.diagnosis.view import view_of
 from thermoclaw.quantities import Array
 from thermoclaw.record import Record
 
 VANISH_RATIO, VANISH_HIGH, VANISH_ROWS, VANISH_MOVES = 2e-3, 3e-4, 20, 0.3
+GONE, GONE_HIGH, GONE_KEEPS, GONE_LOST, GONE_ROWS = 1e-2, 1e-3, 0.9, 3.0, 30
 EXPLODE_RATIO = 70.0
 STEEP, STEEP_CALM, STEEP_HIGH, STEEP_USUAL, ALREADY = 24.0, 1000.0, 30.0, 4.0, 0.5
 
@@ -29,7 +30,42 @@ def _depth_profile(record: Record) -> tuple[Mask, Array] | None:
 
 
 def vanishing_gradients(record: Record) -> Finding | None:
-    """Early layers get next to no gradient, and do not move for it."""
+    """Early layers get next to no gradient and do not move; or all have lost it, and the loss is as high as ever."""
+    return _early_layers(record) or _everywhere(record)
+
+
+def _everywhere(record: Record) -> Finding | None:
+    """The gradient has fallen to a hundredth of what it was, and the loss has not fallen."""
+    view = view_of(record)
+    first = average(record.loss[:5])
+    if not view.fresh or view.loss is None or not first > 0:
+        return None
+    level, size = trailing_mean(record.loss, 10), trailing_mean(view.grad, 10)
+    top = np.maximum.accumulate(np.nan_to_num(trailing_mean(view.grad, 3)))
+    hit = (size > 0) & (size < GONE * top) & (level > GONE_KEEPS * first) & (level < GONE_LOST * first)
+    span = held(hit & (np.arange(len(level)) >= VANISH_ROWS), GONE_ROWS)
+    if span is None:
+        return None
+    start, row = span
+    share = float(size[row] / top[row])
+    return tell(
+        record,
+        "vanishing_gradients",
+        "HIGH" if share < GONE_HIGH else "MEDIUM",
+        span,
+        title="the gradient is gone, and the loss is not",
+        seen=f"Since step {int(record.steps[start])} the gradient is below {GONE:.0%} of its largest norm, now "
+        f"{share:.1e} of it, while the loss stands at {level[row]:.4g}, against {first:.4g} at the start.",
+        meaning="The weights are where the loss is flat and high: outputs are saturated, units are off, or the weights "
+        "were thrown there.",
+        advice="Look at the outputs: where all are at the end of a sigmoid, tanh or softmax, check that targets lie in "
+        "its range and inputs are normalized; lower the learning rate, and start again.",
+        source="LeCun et al. 1998, Efficient BackProp: saturated units; docs: diagnosis",
+        evidence={"gradient_left": share, "loss": float(level[row]), "loss_at_start": first},
+    )
+
+
+def _early_layers(record: Record) -> Finding | None:
     profile = _depth_profile(record)
     if profile is None:
         return None

@@ -6,12 +6,12 @@ import numpy as np
 
 from thermoclaw.diagnosis.finding import Finding
 from thermoclaw.diagnosis.selection import tell
-from thermoclaw.diagnosis.signals import trailing_max, trailing_mean, trailing_min
+from thermoclaw.diagnosis.signals import lagged, trailing_max, trailing_mean, trailing_min
 from thermoclaw.diagnosis.view import view_of
 from thermoclaw.record import Record
 
 GAP, GAP_HIGH, SHARE, PATIENCE = 0.22, 0.45, 0.4, 3
-RISE, STEADY, FALLING = 0.1, 1.4, 0.85
+RISE, STEADY, FALLING, IMPROVING = 0.1, 1.4, 0.85, 0.97
 
 
 def overfitting(record: Record) -> Finding | None:
@@ -31,9 +31,10 @@ def overfitting(record: Record) -> Finding | None:
     best = np.minimum.accumulate(values)
     gap = (values - train) / max(start, 1e-300)
     rise = (values - best) / np.maximum(max(view.loss.start, float(values[0])) - best, 1e-300)
-    apart = (gap > GAP) & (train < SHARE * values)
+    apart = (gap > GAP) & (train < SHARE * values) & (train >= 0)  # below zero they are not of one scale
     low, high = trailing_min(values, PATIENCE), trailing_max(values, PATIENCE)
     steady = (high < STEADY * low) & (values > FALLING * high)  # running means of batch norm lag, and then jump
+    steady &= values > IMPROVING * lagged(values, PATIENCE - 1)  # what comes late comes all the same
     parted = (trailing_min(apart.astype(float), PATIENCE) > 0) & steady
     if not parted[PATIENCE - 1 :].any():
         return None

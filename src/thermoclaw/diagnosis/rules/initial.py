@@ -13,7 +13,7 @@ from thermoclaw.record import Record
 
 GAIN_LARGE, GAIN_SMALL = 2.5, 5e-3
 ALIKE, ALIKE_ROWS = 0.999, 4
-INPUT_LARGE, INPUT_ROWS, INPUT_PROBES, INPUT_SPREAD = 80.0, 64, 6, 1.0
+INPUT_LARGE, INPUT_ROWS, INPUT_PROBES, INPUT_SPREAD = 80.0, 64, 4, 1.0
 INPUT_ROUNDING = 2e4  # beyond, a batch norm has cancelled the bias's gradient, and what is left is rounding
 
 
@@ -23,8 +23,8 @@ def bad_init(record: Record) -> Finding | None:
     if not view.fresh or len(record) < 3:
         return None
     gain = first_known(view.optional("start_gain"))
-    known = np.isfinite(gain) & np.array([layer.ltype != "embedding" for layer in record.layers], dtype=bool)
-    known &= view.trained
+    tables = np.array([layer.ltype == "embedding" for layer in record.layers], dtype=bool)
+    known = np.isfinite(gain) & view.trained & (~tables | (gain == 0))  # tables have no fan-in; zeros are zeros
     if known.sum() < 1:
         return None
     for what, mask in _wrong_starts(record, gain, known):

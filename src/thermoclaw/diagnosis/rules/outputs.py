@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from thermoclaw.diagnosis.finding import Finding, describe_layers
 from thermoclaw.diagnosis.selection import chosen, tell
-from thermoclaw.diagnosis.signals import average, held
+from thermoclaw.diagnosis.signals import Mask, average, held
 from thermoclaw.diagnosis.view import view_of
 from thermoclaw.record import Record
 
+Rows = NDArray[np.intp]
+
 ATTENTION_PROBES, ATTENTION_GROWTH, ATTENTION_GAIN = 3, 6.0, 15.0
 ATTENTION_HIGH = 60.0
-DRIFT_NONE, DRIFT, DRIFT_PROBES, DRIFT_NOISE = 1e-4, 5e-3, 3, 0.03
+DRIFT_NONE, DRIFT, DRIFT_PROBES, DRIFT_NOISE, DRIFT_LEFT = 1e-4, 5e-3, 3, 0.03, 0.1
 
 
 def attention_logit_growth(record: Record) -> Finding | None:
@@ -55,6 +58,12 @@ def attention_logit_growth(record: Record) -> Finding | None:
     )
 
 
+def _is_gone(record: Record, probed: Rows, layers: Mask) -> Mask:
+    """Probes at which next to nothing of the layers' first gradient is left: 1 − p is rounding then."""
+    size = np.sqrt(np.nansum(np.where(layers, record["grad_sq"][probed], 0.0), axis=1))
+    return np.asarray(size < DRIFT_LEFT * np.median(size[:DRIFT_PROBES]))
+
+
 def output_logit_divergence(record: Record) -> Finding | None:
     """A gradient that gave each logit what it took from others, as cross-entropy does, no longer does."""
     drift = view_of(record).optional("output_drift")
@@ -62,6 +71,7 @@ def output_logit_divergence(record: Record) -> Finding | None:
     if len(probed) < 2 * DRIFT_PROBES:
         return None
     values = np.nanmax(drift[probed], axis=1)
+    values[_is_gone(record, probed, np.asarray(np.isfinite(drift[probed]).any(axis=0)))] = 0.0
     calm = np.maximum.accumulate(values) < DRIFT_NONE
     first = int(np.argmin(calm)) if not calm.all() else len(calm)
     span = held((values > DRIFT) & (np.arange(len(values)) >= first), DRIFT_PROBES) if first >= DRIFT_PROBES else None

@@ -6,7 +6,7 @@ import numpy as np
 
 from thermoclaw.diagnosis.finding import Finding
 from thermoclaw.diagnosis.selection import tell
-from thermoclaw.diagnosis.signals import Mask, held, lagged, trailing_mean
+from thermoclaw.diagnosis.signals import Mask, average, held, lagged, trailing_mean
 from thermoclaw.diagnosis.view import View, view_of
 from thermoclaw.quantities import Array
 from thermoclaw.record import Record
@@ -16,12 +16,17 @@ UPHILL, NOISE, ABOVE, FELL = 0.1, 3.0, 0.02, 0.1
 FAST_ROSE, CLIPPED_ROSE, SURE_ROSE = 0.3, 0.2, 1.0  # of the first loss
 WINDOWS = ((4, 1), (20, 5), (60, 20))  # rows from one level to the next, and rows that make a level
 CLIPPED_WINDOW, ROWS = 20, 3
+NEGATED_NEAR, NEGATED_ROWS = 0.3, 3
 
 
 def wrong_sign(record: Record) -> Finding | None:
     """Since the start the loss has risen by what −Σ⟨g_t, Δ_{t−1}⟩, the slopes met by the steps, say it should fall."""
     view = view_of(record)
-    if view.loss is None or not record.loss[0] > 0:
+    if view.loss is None:
+        return None
+    if _is_negated(view):
+        return _negated(view)
+    if not record.loss[0] > 0:
         return None
     spans = [(span, window) for window in WINDOWS if (span := held(_rises_as_foretold(record, view, *window), ROWS))]
     if not spans:
@@ -55,6 +60,30 @@ def wrong_sign(record: Record) -> Finding | None:
             "loss": float(level[row]),
             "loss_at_start": float(level[mean - 1]),
         },
+    )
+
+
+def _is_negated(view: View) -> bool:
+    """Whether a fresh run's loss begins at −ln C, where a cross-entropy over C classes begins at ln C, and falls."""
+    first = average(view.record.loss[:NEGATED_ROWS])
+    near = np.isfinite(view.chance) and abs(first + view.chance) < NEGATED_NEAR * view.chance
+    return bool(near and view.fresh and len(view.record) >= 2 * NEGATED_ROWS and view.record.loss[-1] < first)
+
+
+def _negated(view: View) -> Finding:
+    first = average(view.record.loss[:NEGATED_ROWS])
+    return tell(
+        view.record,
+        "wrong_sign",
+        "HIGH",
+        (0, 2 * NEGATED_ROWS - 1),
+        title="the loss is the negative of a cross-entropy",
+        seen=f"The loss began at {first:.4g}, where a cross-entropy over {np.exp(view.chance):.0f} classes begins at "
+        f"ln {np.exp(view.chance):.0f} = {view.chance:.4g}, and falls from there. No cross-entropy is below zero.",
+        meaning="What is minimized is the negative of the loss: the model learns to be wrong, without bound.",
+        advice="Remove the minus before the loss; where log-likelihoods are summed by hand, add one.",
+        source="definition of the cross-entropy",
+        evidence={"loss_at_start": first, "chance": view.chance},
     )
 
 

@@ -6,12 +6,13 @@ import numpy as np
 
 from thermoclaw.diagnosis.finding import Finding, describe_layers
 from thermoclaw.diagnosis.selection import chosen, tell
-from thermoclaw.diagnosis.signals import Mask, held, lagged
-from thermoclaw.diagnosis.view import view_of
+from thermoclaw.diagnosis.signals import Mask, held, lagged, trailing_mean
+from thermoclaw.diagnosis.view import View, view_of
 from thermoclaw.record import Record
 
 SILENT, SILENT_MORE, DEAD, ENDS = 0.7, 0.4, 0.72, 0.3
 UNUSED_ROWS = 3
+GONE, LEARNED, LEARNS, LEARNS_ROWS = 0.95, 0.5, 0.8, 40
 SUDDEN, EARLY_PROBES, FEW_ZEROS, MOST, SOLVED = 4, 20, 0.6, 0.95, 1e-3
 
 
@@ -46,6 +47,14 @@ def _left_out(record: Record, mask: Mask, span: tuple[int, int]) -> Finding:
         source="definition; Fedus et al. 2021 (arXiv 2101.03961) for load balancing",
         evidence={"layers": float(mask.sum())},
     )
+
+
+def _learns(view: View, row: int) -> bool:
+    """Whether most of the loss is gone at a row, and it still falls."""
+    if view.loss is None:
+        return False
+    level = trailing_mean(view.record.loss, LEARNS_ROWS // 2)
+    return bool(level[row] < LEARNED * view.loss.start and level[row] < LEARNS * level[max(row - LEARNS_ROWS, 0)])
 
 
 def dead_units(record: Record) -> Finding | None:
@@ -88,17 +97,18 @@ def dead_units(record: Record) -> Finding | None:
     elif unused.any():
         return _left_out(record, mask, (start, row))
     share = float(np.median(quiet[span[1]][mask]))
+    spared = mask.sum() == 1 and share < GONE and _learns(view, row)
     return tell(
         record,
         "dead_units",
-        "HIGH",
+        "LOW" if spared else "HIGH",
         (start, row),
         mask=mask,
         title="units are dead",
         seen=f"In {describe_layers(chosen(record, mask), len(record.layers))} {share:.0%} of the output units got "
         "exactly zero gradient in every batch that was looked at.",
         meaning="They never fire (a ReLU below zero for all inputs) and can never come back: the layer is that much "
-        "narrower than it was built.",
+        "narrower than it was built." + (" The run learns all the same, with the rest." if spared else ""),
         advice="Go back to before they died and lower the learning rate; use GELU, SiLU or LeakyReLU, He "
         "initialization and biases at zero; or re-initialize the dead units (ReDo).",
         source="SageMaker Debugger, DeadRelu; Sokar et al. 2023 (arXiv 2302.12902)",

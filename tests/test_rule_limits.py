@@ -1,0 +1,111 @@
+"""Where rules must keep silent though their signal is there, and where they must speak though it is weak."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from tests.synthetic import Synthetic
+from tests.test_rule_by_rule import heard, silent
+from thermoclaw.diagnosis.engine import run_rules
+from thermoclaw.record import Record
+
+STEPS = np.arange(200)
+
+
+def confidences(record: Record) -> dict[str, str]:
+    return {finding.code: finding.confidence for finding in run_rules(record)}
+
+
+def test_a_dead_layer_of_a_model_that_learns_is_for_information() -> None:
+    def run(layers: int, left: float, share: float = 0.8) -> dict[str, str]:
+        made = Synthetic(layers=4).probe(silent_rows=0.1, grad_zeros=0.1, dead_rows=0.0)
+        for name in ("silent_rows", "grad_zeros", "dead_rows"):
+            made.columns[name][60::4, :layers] = share
+        made.set(loss=2.5 * (left + (1 - left) * np.exp(-STEPS / 20.0)))
+        return confidences(made.record())
+
+    assert run(1, 0.0)["dead_units"] == "LOW"
+    assert run(1, 0.6)["dead_units"] == "HIGH"
+    assert run(2, 0.0)["dead_units"] == "HIGH"
+    assert run(1, 0.0, 1.0)["dead_units"] == "HIGH"
+
+
+def test_validation_that_still_improves_is_no_overfitting() -> None:
+    def run(values: list[float], sign: float = 1.0) -> Record:
+        made = Synthetic().set(loss=sign * (2.5 * np.exp(-STEPS / 10.0) + 0.001))
+        made.events = [{"kind": "epoch", "step": 20 * (i + 1), "val_loss": v} for i, v in enumerate(values)]
+        return made.record()
+
+    late = [2.4 * 0.96**i for i in range(10)]  # what is understood late, after it was learned by heart
+    silent(run(late), "overfitting")
+    heard(run([2.4, 2.2, 2.1, 2.1, 2.1, 2.15, 2.2, 2.25, 2.3, 2.35]), "overfitting")
+    silent(run([2.4, 2.2, 2.1, 2.1, 2.1, 2.15, 2.2, 2.25, 2.3, 2.35], -1.0), "overfitting")  # not of one kind
+
+
+def test_rounding_of_a_gradient_that_is_gone_is_no_drift_of_logits() -> None:
+    def run(left: float) -> Record:
+        made = Synthetic().set(coherence=0.3).probe(output_drift=np.where(np.arange(50) < 10, 1e-9, 0.02))
+        made.columns["grad_sq"][40:] *= left**2
+        return made.record()
+
+    assert "output_logit_divergence" in confidences(run(0.5))
+    assert "output_logit_divergence" not in confidences(run(0.01))
+
+
+def test_a_gradient_that_is_gone_where_the_loss_is_not() -> None:
+    def run(left: float, loss: float) -> Record:
+        made = Synthetic().set(loss=2.5 + 0.01 * np.sin(STEPS))
+        made.set(slice(50, None), loss=loss)
+        made.columns["grad_sq"][50:] *= left**2
+        made.columns["overshoot"][:] = 0.0
+        return made.record()
+
+    told = heard(run(1e-4, 2.5), "vanishing_gradients")
+    assert told.confidence == "HIGH"
+    assert 50 < told.first_step < 65
+    assert confidences(run(5e-3, 2.5))["vanishing_gradients"] == "MEDIUM"
+    for other in (run(0.1, 2.5), run(1e-4, 0.5)):  # noise of its own size; a loss that is gone as well
+        silent(other, "vanishing_gradients")
+
+
+def test_tables_that_start_at_zero_and_stay() -> None:
+    def run(gradient: float) -> Record:
+        made = Synthetic(layers=4).set(layers=slice(0, 2), grad_sq=gradient, update_sq=gradient, param_sq=0.0)
+        made.columns["start_gain"] = np.full((200, 4), np.nan)
+        made.columns["start_gain"][0] = [0.0, 0.0, np.nan, np.nan]
+        record = made.record(layer_shapes={f"blocks.{i}.fc": [64, 64] for i in range(4)})
+        layers = tuple(replace(layer, ltype="embedding") if i < 2 else layer for i, layer in enumerate(record.layers))
+        return Record(record.steps, layers, record.layer_values, record.run_values, record.meta)
+
+    heard(run(0.0), "bad_init")
+    silent(run(0.09), "bad_init")  # one of two tables at zero is usual, and learns
+
+
+def test_a_loss_that_falls_straight_on_below_zero() -> None:
+    def run(pace: float, *, coherence: float = 0.99, reach: float = -1.0) -> Record:
+        made = Synthetic(optimizer="Adam").set(loss=3.0 - pace * STEPS, coherence=coherence)
+        made.columns["grad_sq"][20:] *= 1.2
+        work = made.columns["alignment"] * np.sqrt(made.columns["grad_sq"] * made.columns["update_sq"])
+        made.columns["overshoot"] = reach * np.concatenate([work[:1], work[:-1]])
+        return made.record()
+
+    assert heard(run(0.5), "unbounded_loss").confidence == "MEDIUM"
+    for other in (run(0.05), run(0.5, coherence=0.8), run(0.5, reach=-0.5)):
+        silent(other, "unbounded_loss")
+
+
+def test_the_negative_of_a_cross_entropy_is_known_by_where_it_begins() -> None:
+    def run(start: float) -> Record:
+        made = Synthetic().set(loss=start - 0.05 * STEPS)
+        made.columns["output_drift"] = np.full((200, 8), np.nan)
+        made.columns["output_drift"][::4, 7] = 1e-9
+        return made.record(layer_shapes={"blocks.7.fc": [10, 64]})
+
+    told = heard(run(-np.log(10.0)), "wrong_sign")
+    assert (told.confidence, told.first_step) == ("HIGH", 1)
+    assert told.evidence["chance"] == pytest.approx(np.log(10.0))
+    silent(run(-8.0), "wrong_sign")
+    silent(run(np.log(10.0)), "wrong_sign")
