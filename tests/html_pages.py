@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,8 @@ import pytest
 
 from synthetic import Synthetic
 from thermoclaw.diagnosis.finding import Finding
+from thermoclaw.diffusion import Diffusion, Estimate
+from thermoclaw.motion import Motion
 from thermoclaw.record import LayerInfo, Record
 
 HOSTILE = (
@@ -71,6 +73,13 @@ def grown(*, steps: int = 120, layers: int = 12) -> Record:
     run.set(rows=slice(40, None), layers=2, update_sq=1e4)
     run.set(noise=0.05, d_iS_wd=1e-6, d_iS_momentum=2e-5, d_iS_noise=1e-5)
     return run.record()
+
+
+def sampled(record: Record) -> Record:
+    """The same run with what a thermometer leaves in it."""
+    lags = np.array([8.0, 16.0, 32.0])
+    whole = Diffusion(lags, 1e-6 * lags, Estimate(1.0, 0.9, 1.2), 5e-7, 4e-7, "diffusive")
+    return replace(record, events=(*record.events, Motion(record.num_steps, whole).to_event()))
 
 
 def noisy(steps: int, layers: int) -> Record:

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from thermoclaw.detectors.diffusion import (
+from thermoclaw.diffusion import (
     Array,
     batch_means,
     fluctuation_dissipation,

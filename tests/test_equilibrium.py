@@ -12,8 +12,8 @@ from torch import nn
 
 from tests.conftest import seed_everything
 from thermoclaw import Observer, Thermometer
-from thermoclaw.detectors.diffusion import Array
 from thermoclaw.detectors.equilibrium import circulation, drifting_share, predicted, rotation
+from thermoclaw.diffusion import Array
 
 
 def process(matrix: Array, rows: int, *, seed: int = 0, drift: float = 0.0) -> Array:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from html_pages import HOSTILE, Opened, chromium, finding, grown, opened, renamed
+from html_pages import HOSTILE, Opened, chromium, finding, grown, opened, renamed, sampled
 from synthetic import Synthetic
 
 pytest.importorskip("jinja2", reason="the extra html is not installed")
@@ -29,7 +29,7 @@ def browser() -> Iterator[Any]:
 @pytest.fixture(scope="module")
 def failing(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with three findings."""
-    record = grown()
+    record = sampled(grown())
     found = [
         finding(record),
         finding(record, confidence="MEDIUM", code="dead_units", first_step=42, layers=(record.layer_names[7],)),
@@ -51,13 +51,31 @@ RANGE = "document.getElementById('plot-{}')._fullLayout.xaxis.range"
 def test_the_page_draws_everything_quietly(browser: Any, failing: Path, width: int, dark: bool) -> None:
     with opened(browser, failing, width=width, dark=dark) as seen:
         drawn = seen.value("[...document.querySelectorAll('.plot')].filter(p => p.querySelector('.main-svg')).length")
-        assert drawn == seen.value("document.querySelectorAll('.plot').length") == 8
+        assert drawn == seen.value("document.querySelectorAll('.plot').length") == 10
         assert seen.value("document.documentElement.scrollWidth") <= width  # a phone widens its window to what is wide
         assert "learning rate is too high" in seen.page.inner_text("h1")
         backdrop = seen.value("getComputedStyle(document.body).backgroundColor")
         assert (sum(int(part) for part in backdrop[4:-1].split(",")) < 200) == dark
         assert seen.page.locator("h1").bounding_box()["y"] < 300  # the verdict is on the first screen
         assert seen.page.get_by_text("Lower lr from 0.1 to 0.01").first.bounding_box()["y"] < 700
+        seen.is_clean()
+
+
+def test_where_the_weights_go(browser: Any, failing: Path, tmp_path: Path) -> None:
+    with opened(browser, failing) as seen:
+        assert seen.value("document.getElementById('plot-displacement').data[0].x") == [8, 16, 32]
+        assert "the power 1.00 (95 % interval 0.90 to 1.20) of the lag" in seen.page.inner_text("#caption-displacement")
+        assert "wander at random" in seen.page.inner_text("#caption-displacement")
+        drawn = "document.getElementById('plot-balance').data.map(t => t.x.length).reduce((a, b) => a + b)"
+        assert seen.value(drawn) == 12
+        assert "Of 12 layers " in seen.page.inner_text("#caption-balance")
+        seen.is_clean()
+    alone = write_html(grown(), tmp_path / "alone.html", findings=[])
+    with opened(browser, alone, width=390) as seen:
+        note = seen.page.locator("#plot-displacement .empty")
+        assert "thermoclaw.Thermometer(observer)" in note.inner_text()
+        below = seen.page.locator("details[data-table=displacement]").bounding_box()["y"]
+        assert note.bounding_box()["y"] + note.bounding_box()["height"] <= below  # they do not lie on each other
         seen.is_clean()
 
 
@@ -152,7 +170,7 @@ def test_the_keyboard_reaches_the_picker_and_the_map(browser: Any, failing: Path
 def test_every_picture_has_its_numbers_as_a_table(browser: Any, failing: Path) -> None:
     with opened(browser, failing) as seen:
         seen.value("document.querySelectorAll('details.data').forEach(d => d.open = true)")
-        seen.until("document.querySelectorAll('details.data table').length === 8")
+        seen.until("document.querySelectorAll('details.data table').length === 10")
         assert seen.value("[...document.querySelectorAll('details.data table')].every(t => t.rows.length > 2)")
         labels = seen.value("[...document.querySelectorAll('.plot')].map(p => p.getAttribute('aria-label'))")
         assert all(labels)

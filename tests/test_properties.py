@@ -26,10 +26,10 @@ from torch import Tensor, nn
 from tests.conftest import assert_bitwise
 from tests.synthetic import Synthetic
 from thermoclaw import Observer, Record, RecordError, diagnose
-from thermoclaw.detectors.diffusion import batch_means, fluctuation_dissipation, green_kubo, mean_squared_displacement
 from thermoclaw.detectors.equilibrium import circulation, drifting_share
 from thermoclaw.detectors.norms import clipping, find_spikes, norm_stability, recommended_max_norm
 from thermoclaw.diagnosis.finding import CONFIDENCES, Finding
+from thermoclaw.diffusion import batch_means, fluctuation_dissipation, green_kubo, mean_squared_displacement
 from thermoclaw.quantities import LAYER_COLUMNS, RUN_COLUMNS
 from thermoclaw.wording import one_line, sentence, short_name
 

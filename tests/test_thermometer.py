@@ -32,11 +32,11 @@ class Bowl(nn.Module):
         return 0.5 * self.pull * self.weight.square().sum() + (self.weight * noise).sum()
 
 
-def wander(pull: float, steps: int, **settings: Any) -> Thermometer:
+def wander(pull: float, steps: int, *, run_dir: Path | None = None, **settings: Any) -> Thermometer:
     seed_everything(1)
     model = Bowl(pull)
     optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
-    thermometer = Thermometer(Observer(model, optimizer, strict=True), **settings)
+    thermometer = Thermometer(Observer(model, optimizer, strict=True, run_dir=run_dir), **settings)
     for _ in range(steps):
         optimizer.zero_grad()
         model().backward()

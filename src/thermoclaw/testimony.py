@@ -1,4 +1,4 @@
-"""What detectors beside an observer have to say, as findings among the record's events: for one diagnosis."""
+"""What detectors beside an observer have to say, as findings and measurements among the record's events."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import logging
 import weakref
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from thermoclaw.diagnosis.finding import Finding
 from thermoclaw.record import Record
@@ -23,6 +23,14 @@ class Witness(Protocol):
         """What it says of the observer's record."""
 
 
+@runtime_checkable
+class Measurer(Protocol):
+    """A detector with measurements that a record has no column for."""
+
+    def measured(self, record: Record, /) -> dict[str, Any] | None:
+        """An event of bounded size, with a kind of its own; None where there is nothing yet."""
+
+
 class Witnesses:
     """The detectors that were made beside an observer, for as long as somebody holds them."""
 
@@ -36,11 +44,12 @@ class Witnesses:
         self._refs.append(weakref.ref(witness))
 
     def heard(self, record: Record) -> Record:
-        """The record with an event for each finding of theirs. One that breaks is told once and left out."""
-        events = []
+        """The record with an event for each finding and measurement. One that breaks is told once and left out."""
+        events: list[dict[str, Any]] = []
         for witness in filter(None, (ref() for ref in self._refs)):
             try:
                 found = [finding.to_json() for finding in witness.findings(record)]
+                measured = witness.measured(record) if isinstance(witness, Measurer) else None
             except Exception:
                 level = logging.DEBUG if self._is_broken else logging.ERROR
                 self._is_broken = True
@@ -48,4 +57,5 @@ class Witnesses:
                 continue
             by = type(witness).__name__
             events += [{"kind": KIND, "step": record.num_steps, "by": by, "finding": each} for each in found]
+            events += [{**measured, "by": by}] if measured else []
         return replace(record, events=(*record.events, *events)) if events else record

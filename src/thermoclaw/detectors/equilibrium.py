@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from thermoclaw.detectors.diffusion import BATCHES, T_BATCHES, UNKNOWN, Estimate, batch_means
+from thermoclaw.diffusion import BATCHES, T_BATCHES, UNKNOWN, Estimate, batch_means
 
 PLANES = 4  # principal directions between which circulation is looked for
 T_PLANES = 3.9  # two-sided 95 % point of Student's t with nine degrees, for the largest of six planes

@@ -3,56 +3,24 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from thermoclaw import checkpoint
-from thermoclaw.detectors.diffusion import (
-    UNKNOWN,
-    Array,
-    Estimate,
-    fluctuation_dissipation,
-    green_kubo,
-    mean_squared_displacement,
-    motion_word,
-    power_law,
-)
 from thermoclaw.detectors.equilibrium import Equilibrium, circulation, drifting_share, predicted, rotation
 from thermoclaw.detectors.sampled import SampledPath
 from thermoclaw.detectors.wordings import batch_below_noise_scale, come_to_rest
 from thermoclaw.diagnosis.finding import Finding
+from thermoclaw.diffusion import LEAST_ROWS, Array, Diffusion, Estimate, describe, displacement_by_coordinate
+from thermoclaw.motion import WIDE, Motion, norm_balance
 from thermoclaw.observer import Observer, observer_for
 from thermoclaw.record import Record
 from thermoclaw.state import take
 
-BLOCKS, LEAST_ROWS = 8, 16
-WIDE = 1.0  # an interval of X that tells nothing of rest
 SIGNAL, NOISE = 0.5, 0.9  # noise shares below which gradients lead, and above which they shake
 LEAST_STEPS, AT_REST = 200, 0.8  # recorded steps before it has findings, and the share of layers whose norms stay
 RESTS = {"diffusive": "wander at random", "confined": "are held in a bowl", "stuck": "shake on the spot"}
-
-
-@dataclass(frozen=True)
-class Diffusion:
-    """How weights moved over the sampled part of a run.
-
-    Attributes:
-        lags: in optimizer steps, [K].
-        msd: mean-squared displacement a weight at them, [K].
-        exponent: of MSD ∝ τ^a, with its interval.
-        coefficient: D = MSD/(2τ) at the longest lag, a weight and step.
-        green_kubo: D from the correlation of increments, a weight and step.
-        motion: "ballistic", "superdiffusive", "diffusive", "confined", "stuck" or "unknown".
-    """
-
-    lags: Array
-    msd: Array
-    exponent: Estimate
-    coefficient: float
-    green_kubo: float
-    motion: str
 
 
 class Thermometer:
@@ -106,6 +74,7 @@ class Thermometer:
         self.observer = observer_for(model, optimizer, observer, who="Thermometer")
         self.batch_size = batch_size
         self._path = SampledPath(self.observer.units(), points=points, rows=rows, stride=every)
+        self._told: tuple[tuple[int, int], Diffusion, dict[int, Diffusion]] | None = None
         self.observer.hear(self)
 
     def step(self) -> None:
@@ -130,6 +99,7 @@ class Thermometer:
             StateError: (a ValueError) it is damaged, from a newer version, or of another model or other settings.
         """
         self._path.load_state_dict(take(checkpoint.unpack("Thermometer", state), "path", dict))
+        self._told = None
 
     # -- what it shows ----------------------------------------------------------------------------------------------
 
@@ -139,38 +109,36 @@ class Thermometer:
         Raises:
             KeyError: there is no such layer.
         """
-        steps, rows = self._path.read()
-        if layer is not None:
-            names = self.observer.layer_names()
-            if layer not in names:
-                raise KeyError(f"no layer {layer!r}; there are {', '.join(names[:8])}")
-            rows = rows[:, np.array(self._path.layers) == names.index(layer)]
-        half = rows[len(rows) // 2 :]
-        lags, msd = mean_squared_displacement(half)
-        stride = float(self._path.stride)
-        parts = [part for part in np.array_split(half, min(BLOCKS, half.shape[1]), axis=1) if part.shape[1]]
-        blocks = np.array([mean_squared_displacement(part)[1] for part in parts])
-        exponent, _ = power_law(lags, msd, blocks=blocks) if len(half) >= LEAST_ROWS else (UNKNOWN, 0.0)
-        known = len(lags) > 0 and len(steps) >= LEAST_ROWS
-        return Diffusion(
-            np.asarray(lags * stride, dtype=np.float64),
-            msd,
-            exponent,
-            float(msd[-1] / (2.0 * lags[-1] * stride)) if known else float("nan"),
-            green_kubo(half) / stride if known else float("nan"),
-            motion_word(exponent),
-        )
+        whole, layers = self._motions()
+        if layer is None:
+            return whole
+        names = self.observer.layer_names()
+        if layer not in names:
+            raise KeyError(f"no layer {layer!r}; there are {', '.join(names[:8])}")
+        return layers[names.index(layer)]
+
+    def _motions(self) -> tuple[Diffusion, dict[int, Diffusion]]:
+        """Of all layers and of each that has samples; made anew when there are new samples."""
+        state = (len(self._path.steps), self._path.due)
+        if self._told is None or self._told[0] != state:
+            rows = self._path.read()[1]
+            half, stride = rows[len(rows) // 2 :], float(self._path.stride)
+            lags, moved = displacement_by_coordinate(half)
+            places = np.array(self._path.layers)
+            whole = describe(half, lags, moved, stride=stride)
+            mine = {int(i): places == i for i in np.unique(places)}
+            layers = {i: describe(half[:, m], lags, moved[:, m], stride=stride) for i, m in mine.items()}
+            self._told = state, whole, layers
+        return self._told[1:]
 
     def fdt_ratio(self, record: Record | None = None) -> dict[str, Estimate]:
-        """X of every layer over the last half of the recorded steps: 1 where its norm is stationary. Waits.
+        """X of every layer over the last half of the steps: 1 where its norm is stationary. Waits.
 
         Args:
             record: of the run; the observer's own by default.
         """
-        record = _unbroken(self.record() if record is None else record)
-        half = record.rows(start=int(record.steps[len(record) // 2])) if len(record) else record
-        norms, moves = half["param_sq"], half["update_sq"]
-        return {layer.name: fluctuation_dissipation(norms[:, i], moves[:, i]) for i, layer in enumerate(record.layers)}
+        record = self.record() if record is None else record
+        return dict(zip(record.layer_names, norm_balance(record), strict=True))
 
     def equilibrium(self) -> dict[str, Equilibrium]:
         """Of every layer, whether norms stay, positions stand and nothing circulates: three things. Waits."""
@@ -299,6 +267,13 @@ class Thermometer:
         if ratios and still >= AT_REST * len(ratios) and motion in RESTS:
             found.append(come_to_rest(still, len(ratios), RESTS[motion], half))
         return found
+
+    def measured(self, record: Record) -> dict[str, Any] | None:
+        """How weights moved, for the record's events, from which reports draw; None before it can be told. Waits."""
+        whole, layers = self._motions()
+        if whole.motion == "unknown":
+            return None
+        return Motion(record.num_steps, whole, {i: one.exponent for i, one in layers.items()}).to_event()
 
     def get_recommendations(self) -> list[str]:
         """The findings as strings; `verdict` has the rest in words. Waits."""

@@ -15,7 +15,7 @@ from thermoclaw.markup import is_steep, thin
 from thermoclaw.quantities import R_IE_CAP, Array
 from thermoclaw.record import Record
 from thermoclaw.report import palette
-from thermoclaw.report.html import reduce
+from thermoclaw.report.html import moving, reduce
 from thermoclaw.report.html.groups import groups_of
 from thermoclaw.report.html.pack import Pack
 from thermoclaw.report.html.quantities import SHOWN, Scale, Shown, of_finding, scale_of
@@ -58,7 +58,9 @@ def page_data(record: Record, findings: Sequence[Finding], pack: Pack) -> dict[s
         "loss": _loss(record, pack),
         "split": _split(record, bins, pack),
         "plane": _plane(record, pack),
-        "walk": _walk(record, bins, pack),
+        "walk": moving.walk(record, bins, pack),
+        "displacement": moving.displacement(record),
+        "balance": moving.balance(record, rows),
         "schedule": _schedule(record, bins, pack),
     }
 
@@ -230,23 +232,6 @@ def _mean(values: Array) -> Array:
     """Over the rows, what is not finite left out. [T, L] → [L]"""
     good = np.isfinite(values)
     return np.where(good, values, 0.0).sum(axis=0) / np.maximum(good.sum(axis=0), 1)
-
-
-def _walk(record: Record, bins: Bins, pack: Pack) -> dict[str, Any] | None:
-    """Squared distance of the whole model from its start, and the power of the step that it grows with lately."""
-    far = bin_mean(record["E_param_dist"], bins)
-    steps = bin_mean(np.asarray(record.steps, dtype=float), bins)
-    good = np.isfinite(far) & (far > 0)
-    if good.sum() < 3:
-        return None
-    late = np.flatnonzero(good & (steps >= steps[good][-1] / 4))
-    power = float(np.polyfit(np.log(steps[late]), np.log(far[late]), 1)[0]) if len(late) >= 8 else None
-    return {
-        "x": pack.add(steps[good], "f8"),
-        "y": pack.add(far[good], "f8"),
-        "power": power,
-        "from": int(steps[late[0]]) if len(late) else None,
-    }
 
 
 def _schedule(record: Record, bins: Bins, pack: Pack) -> list[dict[str, Any]]:

@@ -21,7 +21,7 @@ from thermoclaw.report.html.pack import Pack, safe_json, squeezed
 from thermoclaw.version import __version__
 from thermoclaw.wording import one_line
 
-SCRIPTS = ("data.js", "look.js", "axes.js", "run.js", "layers.js", "heat.js", "tables.js", "page.js")
+SCRIPTS = ("data.js", "look.js", "axes.js", "run.js", "motion.js", "layers.js", "heat.js", "tables.js", "page.js")
 MAX_FINDINGS = 40
 
 

@@ -90,9 +90,12 @@ def happenings(record: Record) -> list[tuple[str, str, str]]:
                 f"{name} {number(event[name])}" for name in ("val_loss", "val_acc") if _is_number(event.get(name))
             ]
             words = ", ".join(parts)
-        elif kind == "alarm":
-            alarm = _dict(event.get("finding"))
-            words = f"[{alarm.get('confidence')}] {alarm.get('title')}"
+        elif kind in ("alarm", "testimony"):
+            told = _dict(event.get("finding"))
+            by = f", by {event['by']}" if "by" in event else ""
+            words = f"[{told.get('confidence')}] {told.get('title')}{by}"
+        elif kind == "diffusion":
+            words = f"how sampled weights moved, by {event.get('by', 'a detector')}: drawn above"
         elif kind == "remedy":
             change = _dict(event.get("change")).get("text", "")
             words = f"{event.get('by') or 'by hand'}{' took back' if event.get('undo') else ''}: {change}"

@@ -1,4 +1,4 @@
-// Pictures of the run as a whole: loss, split, plane, distance, schedule.
+// Pictures of the run as a whole: loss, split, plane, schedule.
 
 charts.loss = {
   timed: true,
@@ -62,19 +62,6 @@ charts.plane = {
     traces.push({ x: [low, high], y: [low / 2, high / 2], mode: "lines", line: { color: color("soft"), width: 1 }, name: "all noise", hoverinfo: "skip" });
     show(name, traces, { hovermode: "closest", dragmode: false, xaxis: { ...logAxis(wide, isNarrow() ? 4 : 5), title: { text: "dissipation a weight, σ/N", standoff: 6, font: { size: 12, color: color("soft") } } }, yaxis: logAxis(tall), showlegend: true, legend: legend() }, 320);
     byId("caption-plane").textContent = `Means from step ${whole(plane.from)} on. On the line, T = σ/2N, a gradient is all noise; the further below it, the more of it is signal.`;
-  },
-};
-
-charts.walk = {
-  draw(name) {
-    const walk = DATA.walk;
-    if (!walk) return empty(name, "No weight has moved");
-    const x = array(walk.x), y = array(walk.y);
-    const wide = limits(Array.from(x), true), tall = limits(Array.from(y), true);
-    const marks_ = marks(true).filter((line) => line.x0 > 10 ** wide[0]);
-    show(name, [{ x, y, mode: "lines", line: { color: color("accent"), width: 2 }, hovertemplate: "step %{x:,.0f}: %{y:.3g}<extra></extra>" }],
-      { hovermode: "closest", dragmode: false, xaxis: { ...logAxis(wide, isNarrow() ? 4 : 6), title: { text: "step", standoff: 6, font: { size: 12, color: color("soft") } } }, yaxis: logAxis(tall), shapes: marks_ }, 320);
-    byId("caption-walk").textContent = "‖θ − θ₀‖² of all weights together." + (walk.power === null ? "" : ` From step ${whole(walk.from)} on it grows with the power ${walk.power.toFixed(2).replace("-", "−")} of the step: 1 is a random walk, 2 straight ahead, 0 at rest.`);
   },
 };
 

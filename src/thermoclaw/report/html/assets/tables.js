@@ -32,6 +32,15 @@ const TABLES = {
     const x = array(DATA.plane.x), y = array(DATA.plane.y);
     return { heads: ["layer", "σ/N", "T"], rows: DATA.plane.names.map((name, i) => [name, number(x[i]), number(y[i])]) };
   },
+  displacement() {
+    if (!DATA.displacement) return null;
+    const { lags, msd } = DATA.displacement;
+    return { heads: ["lag", "mean-squared displacement"], rows: lags.map((lag, i) => [whole(lag), number(msd[i])]) };
+  },
+  balance() {
+    if (!DATA.balance) return null;
+    return { heads: ["layer", "X", "from", "to"], rows: DATA.balance.layers.map(([place, ...ends]) => [DATA.layers[place].name, ...ends.map(number)]) };
+  },
   walk() {
     if (!DATA.walk) return null;
     const x = array(DATA.walk.x), y = array(DATA.walk.y);

@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 Array = NDArray[np.float64]
 
 BATCHES, T_BATCHES = 10, 2.26  # batch means and Student's two-sided 95 % point for them
+BLOCKS, LEAST_ROWS = 8, 16
 LEAST_LAGS, LONGEST_SHARE = 3, 0.25
 STUCK, CONFINED, BALLISTIC = 0.2, 0.8, 1.5
 
@@ -37,6 +38,27 @@ class Estimate:
 
 
 UNKNOWN = Estimate(float("nan"), float("nan"), float("nan"))
+
+
+@dataclass(frozen=True)
+class Diffusion:
+    """How weights moved over the sampled part of a run.
+
+    Attributes:
+        lags: in optimizer steps, [K].
+        msd: mean-squared displacement a weight at them, [K].
+        exponent: of MSD ∝ τ^a, with its interval.
+        coefficient: D = MSD/(2τ) at the longest lag, a weight and step.
+        green_kubo: D from the correlation of increments, a weight and step.
+        motion: "ballistic", "superdiffusive", "diffusive", "confined", "stuck" or "unknown".
+    """
+
+    lags: Array
+    msd: Array
+    exponent: Estimate
+    coefficient: float
+    green_kubo: float
+    motion: str
 
 
 def batch_means(values: ArrayLike) -> Estimate:
@@ -81,9 +103,40 @@ def mean_squared_displacement(positions: ArrayLike) -> tuple[NDArray[np.int64], 
         >>> lags.tolist(), msd.tolist()
         ([1, 2, 4, 8], [1.0, 4.0, 16.0, 64.0])
     """
+    lags, moved = displacement_by_coordinate(positions)
+    return lags, moved.mean(axis=1)
+
+
+def displacement_by_coordinate(positions: ArrayLike) -> tuple[NDArray[np.int64], Array]:
+    """Lags in rows, [K], and the mean-squared displacement of each coordinate at them, [K, C]."""
     rows = np.asarray(positions, dtype=np.float64)
     lags = lags_of(len(rows))
-    return lags, np.array([float(((rows[lag:] - rows[:-lag]) ** 2).mean()) for lag in lags])
+    moved = [((rows[lag:] - rows[:-lag]) ** 2).mean(axis=0) for lag in lags]
+    return lags, np.array(moved).reshape(len(lags), rows.shape[1])
+
+
+def describe(positions: Array, lags: NDArray[np.int64], moved: Array, *, stride: float) -> Diffusion:
+    """What a displacement says.
+
+    Args:
+        positions: [N, C], equally far apart in time.
+        lags: in rows, [K].
+        moved: the displacement of each coordinate at them, [K, C].
+        stride: steps from one row to the next.
+    """
+    msd = moved.mean(axis=1)
+    parts = np.array_split(np.arange(moved.shape[1]), min(BLOCKS, moved.shape[1]))
+    blocks = np.array([moved[:, part].mean(axis=1) for part in parts])
+    is_known = len(lags) > 0 and len(positions) >= LEAST_ROWS // 2
+    exponent, _ = power_law(lags, msd, blocks=blocks) if len(positions) >= LEAST_ROWS else (UNKNOWN, 0.0)
+    return Diffusion(
+        np.asarray(lags * stride, dtype=np.float64),
+        msd,
+        exponent,
+        float(msd[-1] / (2.0 * lags[-1] * stride)) if is_known else float("nan"),
+        green_kubo(positions) / stride if is_known else float("nan"),
+        motion_word(exponent),
+    )
 
 
 def power_law(lags: ArrayLike, msd: ArrayLike, *, blocks: Array | None = None) -> tuple[Estimate, float]:
@@ -145,14 +198,16 @@ def green_kubo(positions: ArrayLike) -> float:
     return 0.5 * total
 
 
-def fluctuation_dissipation(param_sq: ArrayLike, update_sq: ArrayLike) -> Estimate:
+def fluctuation_dissipation(param_sq: ArrayLike, update_sq: ArrayLike, *, steps: ArrayLike | None = None) -> Estimate:
     """X = −2⟨θ·Δ⟩/⟨‖Δ‖²⟩ for any optimizer: 1 exactly where ‖θ‖² is stationary, above while it shrinks.
 
     −2θ_{t−1}·Δ_t = ‖Δ_t‖² − (‖θ_t‖² − ‖θ_{t−1}‖²), so norms alone tell it, summed over each of ten batches of steps.
+    Of rows that leave steps out, ‖Δ‖² stands for the steps since the row before; the interval has what that costs.
 
     Args:
-        param_sq: ‖θ‖² after successive steps, [T].
+        param_sq: ‖θ‖² after each row's step, [T].
         update_sq: ‖Δ‖² of the same steps, [T].
+        steps: their numbers, increasing, [T]; by default they follow one another.
 
     Returns:
         X with its interval.
@@ -166,10 +221,12 @@ def fluctuation_dissipation(param_sq: ArrayLike, update_sq: ArrayLike) -> Estima
         1.0
     """
     norms, moves = np.asarray(param_sq, dtype=np.float64), np.asarray(update_sq, dtype=np.float64)
-    steps = len(norms) - 1
-    if steps < 2 * BATCHES or not (np.isfinite(norms).all() and np.isfinite(moves).all()):
+    times = np.arange(len(norms)) if steps is None else np.asarray(steps, dtype=np.int64)
+    if len(times) <= 2 * BATCHES or not (np.isfinite(norms).all() and np.isfinite(moves).all()):
         return UNKNOWN
-    ends = np.linspace(steps % BATCHES, steps, BATCHES + 1).astype(int)
+    span = int(times[-1] - times[0])
+    ends = np.searchsorted(times, times[0] + np.linspace(span % BATCHES, span, BATCHES + 1).astype(np.int64))
+    moves = moves * np.diff(times, prepend=times[0])  # of the first row, whose step comes before all batches, none
     lengths = np.array([moves[a + 1 : b + 1].sum() for a, b in itertools.pairwise(ends)])
     if not (lengths > 0).all():
         return UNKNOWN
