@@ -150,7 +150,9 @@ def run_example(folder: Path, monkeypatch: pytest.MonkeyPatch, *options: str) ->
 def test_the_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """The Trainer makes a second group for what has no decay, which here is nothing."""
     run_example(tmp_path, monkeypatch, "--steps", "40")
-    assert "8 layers: healthy" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "Thermoclaw: healthy.\n" in out
+    assert "8 layers" in out
     record = Record.load(tmp_path / outputs.RECORD_FILE)
     assert [len(groups) for groups in record.meta["layer_groups"].values()] == [1] * 8
     assert len(record.meta["param_groups"]) == 2
