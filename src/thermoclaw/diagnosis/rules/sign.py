@@ -6,7 +6,7 @@ import numpy as np
 
 from thermoclaw.diagnosis.finding import Finding
 from thermoclaw.diagnosis.selection import tell
-from thermoclaw.diagnosis.signals import Mask, average, held, lagged, trailing_mean
+from thermoclaw.diagnosis.signals import Mask, average, held, lagged, over, trailing_mean
 from thermoclaw.diagnosis.view import View, view_of
 from thermoclaw.quantities import Array
 from thermoclaw.record import Record
@@ -15,8 +15,8 @@ LEAST, MOST = 0.6, 1.7  # of what the slopes along the steps foretell, with the 
 UPHILL, NOISE, ABOVE, FELL = 0.1, 3.0, 0.02, 0.1
 FAST_ROSE, CLIPPED_ROSE, SURE_ROSE = 0.3, 0.2, 1.0  # of the first loss
 WINDOWS = ((4, 1), (20, 5), (60, 20))  # rows from one level to the next, and rows that make a level
-CLIPPED_WINDOW, ROWS = 20, 3
-NEGATED_NEAR, NEGATED_ROWS = 0.3, 3
+CLIPPED_WINDOW, ROWS, LINE = 20, 3, 0.9
+NEGATED_NEAR, NEGATED_ROWS, TIED_LEAST = 0.3, 3, 16
 
 
 def wrong_sign(record: Record) -> Finding | None:
@@ -96,7 +96,7 @@ def _levels(record: Record, view: View, back: int, mean: int) -> tuple[Array, Ar
 
 
 def _rises_as_foretold(record: Record, view: View, back: int, mean: int) -> Mask:
-    """Where the loss has risen so in each of two windows, and as a whole, [T]."""
+    """Where the loss has risen so in each of the last windows, and as a whole, [T]."""
     loss, (level, foretold) = record.loss, _levels(record, view, back, mean)
     row = np.arange(len(loss))
     if len(row) < mean:
@@ -109,9 +109,27 @@ def _rises_as_foretold(record: Record, view: View, back: int, mean: int) -> Mask
     up = (gain < 0) & (rise > -LEAST * gain) & (rise > NOISE * noise) & (stays > (1 - FELL) * first)
     up &= trailing_mean((view.overshoot > 0).astype(float), back) < UPHILL
     exact = (rise < -MOST * gain) & (level > (1 + ABOVE) * first)
-    exact &= (level - first > -LEAST * since) & (level - first < -MOST * since)
+    exact &= _is_line(np.where(row >= mean - 1, level - first, 0.0), np.where(row >= mean - 1, since, 0.0))
     if mean == 1:
         exact &= rise > FAST_ROSE * first
     clipped = view.is_clipped(back) & (level > (1 + CLIPPED_ROSE) * first) & (back == CLIPPED_WINDOW)
+    clipped &= _is_chance(view, first)  # targets that move can make a loss rise so, too
     now = up & (exact | clipped) & (row >= back + mean - 1)
     return now & np.concatenate([np.zeros(back, dtype=bool), now])[: len(now)]
+
+
+def _is_chance(view: View, first: Array) -> bool:
+    """Whether a loss begins at ln C of a cross-entropy, known as such or by an embedding whose weights are tied."""
+    shapes = view.record.meta.get("layer_shapes") or {}
+    rows = [
+        shapes[layer.name][0] for layer in view.record.layers if layer.ltype == "embedding" and layer.name in shapes
+    ]
+    chances = [view.chance] if np.isfinite(view.chance) else [float(np.log(n)) for n in rows if n > TIED_LEAST]
+    return any(bool((np.abs(first - chance) < NEGATED_NEAR * chance).any()) for chance in chances)
+
+
+def _is_line(rose: Array, foretold: Array) -> Mask:
+    """Where all rows so far lie on a line of slope −1 through the start, [T]."""
+    xx, yy, xy = np.cumsum(foretold**2), np.cumsum(rose**2), np.cumsum(foretold * rose)
+    slope = over(xy, xx)
+    return np.asarray((slope < -LEAST) & (slope > -MOST) & (xy**2 > LINE * xx * yy))
