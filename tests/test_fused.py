@@ -31,7 +31,7 @@ from tests import sharded_programs as programs
 from tests.conftest import assert_bitwise, needs_shards, seed_everything
 from thermoclaw import Observer
 from thermoclaw.layers import Unit
-from thermoclaw.measure import fused, parts, pieces, sums
+from thermoclaw.measure import choice, fused, graphs, parts, pieces, sums
 from thermoclaw.measure.columns import RAW, RAW_COLUMNS
 from thermoclaw.measure.place import Place, whole
 from thermoclaw.measure.sketch import SIZES, Sketcher, chunk_shift, chunk_sign, sign_table
@@ -723,7 +723,7 @@ def _tensors_in(backend: Any) -> Iterator[Tensor]:
             yield x
         elif isinstance(x, (list, tuple)):
             stack.extend(x)
-        elif isinstance(x, fused._Codes):
+        elif isinstance(x, graphs.SentTable):
             yield x.values
 
 
@@ -762,11 +762,11 @@ def test_a_run_has_the_record_of_the_reference(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_captured_table_is_sent_by_every_replay_and_by_every_step_after_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fused, "_graph_memory", [])
-    codes = fused._Codes(3, device=DEVICE)
+    monkeypatch.setattr(graphs, "_memory", [])
+    codes = graphs.SentTable(3, device=DEVICE)
     pages: list[Tensor] = []
     capturing = [False]
-    monkeypatch.setattr(fused, "_is_capturing", lambda device: capturing[0])
+    monkeypatch.setattr(graphs, "is_capturing", lambda device: capturing[0])
 
     def send(values: list[int]) -> list[int]:
         codes.send(values)
@@ -775,7 +775,7 @@ def test_a_captured_table_is_sent_by_every_replay_and_by_every_step_after_it(mon
     assert send([1, 2, 3]) == [1, 2, 3]
     capturing[0] = True
     assert send([4, 5, 6]) == [4, 5, 6]
-    pages = list(fused._graph_memory)
+    pages = list(graphs._memory)
     capturing[0] = False
     assert [page.tolist() for page in pages] == [[4, 5, 6]]
     for _ in range(2):
@@ -788,7 +788,7 @@ def test_a_captured_table_is_sent_by_every_replay_and_by_every_step_after_it(mon
         send([k, k, k])
         capturing[0] = True
         send([k + 1] * 3)
-    assert [page.tolist()[0] for page in fused._graph_memory] == [4, *range(1, 21)]
+    assert [page.tolist()[0] for page in graphs._memory] == [4, *range(1, 21)]
     codes._spare.clear()
     with pytest.raises(RuntimeError, match="too many CUDA graphs"):
         send([0, 0, 0])
@@ -796,7 +796,7 @@ def test_a_captured_table_is_sent_by_every_replay_and_by_every_step_after_it(mon
 
 def test_launches_that_are_repeated_measure_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
     """A graph replays kernels and copies with the arguments they were captured with, and nothing on the host runs."""
-    monkeypatch.setattr(fused, "_graph_memory", [])
+    monkeypatch.setattr(graphs, "_memory", [])
     both = Both([[(20, 30), 5], [7]])
     both.step()
     both.step()
@@ -815,7 +815,7 @@ def test_launches_that_are_repeated_measure_every_step(monkeypatch: pytest.Monke
         launches.append(lambda: codes.values.copy_(page))
 
     out = both.rows[0].to(DEVICE)
-    monkeypatch.setattr(fused._Codes, "send", send)
+    monkeypatch.setattr(graphs.SentTable, "send", send)
     both.fused._kernels = SimpleNamespace(**{name: noted(name) for name in ("sketch_pieces", "add_up", "make_row")})
     both.fused.read_gradients()
     middle = len(launches)
@@ -836,7 +836,7 @@ def test_launches_that_are_repeated_measure_every_step(monkeypatch: pytest.Monke
 
 
 def test_the_ring_of_a_captured_meter_outlives_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fused, "_graph_memory", [])
+    monkeypatch.setattr(graphs, "_memory", [])
     monkeypatch.setattr(parts, "make_backend", lambda units, mode, size: fused.FusedBackend(units, size=size))
     ring = parts.DeviceRing
     monkeypatch.setattr(parts, "DeviceRing", lambda *a, **k: ring(*a, **{**k, "replayable": True}))
@@ -846,20 +846,20 @@ def test_the_ring_of_a_captured_meter_outlives_it(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(type(inner), "is_capturing", lambda self: True)
     inner.before_step(closure=False)
     inner.after_step()
-    assert any(x is part.ring for x in fused._graph_memory for part in inner._parts)
+    assert any(x is part.ring for x in graphs._memory for part in inner._parts)
 
 
 def test_what_a_graph_uses_outlives_the_backend(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fused, "_graph_memory", [])
+    monkeypatch.setattr(graphs, "_memory", [])
     both = Both([[5], [300]])
-    monkeypatch.setattr(fused, "_is_capturing", lambda device: True)
+    monkeypatch.setattr(graphs, "is_capturing", lambda device: True)
     both.step()
-    kept = {id(x) for x in fused._graph_memory}
+    kept = {id(x) for x in graphs._memory}
     assert {id(t) for t in both.fused._held()} <= kept
-    assert not any(x is p for x in fused._graph_memory for unit in both.units[0] for p in unit.params)
-    count = len(fused._graph_memory)
+    assert not any(x is p for x in graphs._memory for unit in both.units[0] for p in unit.params)
+    count = len(graphs._memory)
     both.step()
-    assert len(fused._graph_memory) == count + 3, "only the tables of addresses are new"
+    assert len(graphs._memory) == count + 3, "only the tables of addresses are new"
 
 
 # -- where the kernels cannot be used ---------------------------------------------------------------------------------
@@ -867,10 +867,10 @@ def test_what_a_graph_uses_outlives_the_backend(monkeypatch: pytest.MonkeyPatch)
 
 @pytest.fixture
 def _fresh() -> Iterator[None]:
-    for cached in (fused._say, fused.unusable):
+    for cached in (choice._say, choice.unusable):
         cached.cache_clear()
     yield
-    for cached in (fused._say, fused.unusable):
+    for cached in (choice._say, choice.unusable):
         cached.cache_clear()
 
 
@@ -890,12 +890,12 @@ def _on_cuda(dtype: torch.dtype = F32) -> list[Unit]:
 def test_falls_back_with_one_message(
     dtype: torch.dtype, reason: str | None, told: str, monkeypatch: pytest.MonkeyPatch, caplog: Any
 ) -> None:
-    monkeypatch.setattr(fused, "SketchBackend", lambda units, size: "torch")
-    monkeypatch.setattr(fused, "FusedBackend", lambda units, size: "fused")
-    monkeypatch.setattr(fused, "unusable", lambda device, size: reason)
+    monkeypatch.setattr(choice, "SketchBackend", lambda units, size: "torch")
+    monkeypatch.setattr(choice, "FusedBackend", lambda units, size: "fused")
+    monkeypatch.setattr(choice, "unusable", lambda device, size: reason)
     with caplog.at_level(logging.WARNING, logger="thermoclaw"):
         for _ in range(2):
-            assert fused.sketching_backend(_on_cuda(dtype), size=251) == "torch"
+            assert choice.sketching_backend(_on_cuda(dtype), size=251) == "torch"
     (line,) = caplog.messages
     assert line.startswith("thermoclaw: measuring with torch operations, at a higher cost, as the fused CUDA kernels")
     assert told in line
@@ -903,20 +903,20 @@ def test_falls_back_with_one_message(
 
 @pytest.mark.usefixtures("_fresh")
 def test_used_on_cuda_only_and_can_be_turned_off(monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
-    monkeypatch.setattr(fused, "SketchBackend", lambda units, size: "torch")
-    monkeypatch.setattr(fused, "FusedBackend", lambda units, size: "fused")
-    monkeypatch.setattr(fused, "unusable", lambda device, size: None)
-    assert fused.sketching_backend(_on_cuda(), size=251) == "fused"
-    assert fused.sketching_backend([Unit(0, 0, CPU, (torch.zeros(4),))], size=251) == "torch"
+    monkeypatch.setattr(choice, "SketchBackend", lambda units, size: "torch")
+    monkeypatch.setattr(choice, "FusedBackend", lambda units, size: "fused")
+    monkeypatch.setattr(choice, "unusable", lambda device, size: None)
+    assert choice.sketching_backend(_on_cuda(), size=251) == "fused"
+    assert choice.sketching_backend([Unit(0, 0, CPU, (torch.zeros(4),))], size=251) == "torch"
     monkeypatch.setenv("THERMOCLAW_FUSED", "0")
-    assert fused.sketching_backend(_on_cuda(), size=251) == "torch"
+    assert choice.sketching_backend(_on_cuda(), size=251) == "torch"
     monkeypatch.setenv("THERMOCLAW_FUSED", "1")
 
     def broken(units: Any, size: int) -> None:
         raise RuntimeError("no such kernel\nand more")
 
-    monkeypatch.setattr(fused, "FusedBackend", broken)
-    assert fused.sketching_backend(_on_cuda(), size=251) == "torch"
+    monkeypatch.setattr(choice, "FusedBackend", broken)
+    assert choice.sketching_backend(_on_cuda(), size=251) == "torch"
     assert caplog.messages == [
         "thermoclaw: measuring with torch operations, at a higher cost, as the fused CUDA kernels cannot be used: "
         "RuntimeError: no such kernel"
@@ -943,8 +943,8 @@ def test_parameters_without_memory_are_left_to_torch() -> None:
         def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             return args[0]
 
-    assert fused.unsupported([Unit(0, 0, CPU, (torch.zeros(3), torch.zeros(0)))]) is None
-    told = fused.unsupported([Unit(0, 0, CPU, (Wrapper((3,)),))])
+    assert choice.unsupported([Unit(0, 0, CPU, (torch.zeros(3), torch.zeros(0)))]) is None
+    told = choice.unsupported([Unit(0, 0, CPU, (Wrapper((3,)),))])
     assert told == "parameters of class Wrapper have no memory of their own"
 
 
@@ -966,7 +966,7 @@ def test_kernels_are_tried_before_they_are_used(what: str, monkeypatch: pytest.M
 
         broken.add_up = Fewer()
         monkeypatch.setattr(fused, "load_kernels", lambda: broken)
-    told = fused._trial(DEVICE, 251)
+    told = choice._trial(DEVICE, 251)
     assert (told is None) == (what == "nothing"), told
 
 

@@ -10,10 +10,7 @@ Legend: U units, K raw columns, N tensors, p sketch size.
 from __future__ import annotations
 
 import contextlib
-import functools
-import logging
 import math
-import os
 from types import ModuleType
 from typing import Any
 
@@ -21,7 +18,8 @@ import torch
 from torch import Tensor
 
 from thermoclaw.layers import Unit
-from thermoclaw.measure.columns import RAW, RAW_COLUMNS
+from thermoclaw.measure import graphs
+from thermoclaw.measure.columns import RAW_COLUMNS
 from thermoclaw.measure.pieces import (
     ROWS_AT_ONCE,
     Plan,
@@ -35,124 +33,18 @@ from thermoclaw.measure.pieces import (
     widest_chunk,
 )
 from thermoclaw.measure.sharded import Peers, local, local_gradient
-from thermoclaw.measure.sketch import Sketcher, chunk_rows, padded, trimmed
-from thermoclaw.measure.sketched import SketchBackend
+from thermoclaw.measure.sketch import chunk_rows, padded, trimmed
 from thermoclaw.measure.sums import Backend, UnitReader, flat, row_major
-
-logger = logging.getLogger("thermoclaw")
 
 _KINDS = {torch.float32: 0 << 60, torch.bfloat16: 1 << 60, torch.float16: 2 << 60}
 _LR_KINDS = {torch.float32: 0 << 60, torch.float64: 1 << 60}
-_PARAMETERS = (*_KINDS, torch.complex64)
+PARAMETERS = (*_KINDS, torch.complex64)
 _STRIDE_LIMIT = 1 << 30  # the kernel counts in 32 bits within a chunk
-_OLDEST = (7, 0)  # compute capability
 
 _COPIED = (-1,)  # strides that no tensor has
 
 _MEMORY, _BEFORE, _ORIGIN = 6, 4, 5  # slots of the state: g₁ g₂ g₃ Δ₁ θ⁻ θ₀
 _REDUCE_ROWS, _REDUCE_LANES = 32, 128
-
-_graph_memory: list[Any] = []
-
-
-def keep_for_graphs(*held: Any) -> None:
-    """Keep what a captured graph reads and writes where it is: nobody can tell which of its replays is the last."""
-    known = {id(x) for x in _graph_memory}
-    _graph_memory.extend([x for x in held if id(x) not in known])
-
-
-def sketching_backend(units: list[Unit], *, size: int) -> Backend:
-    """The fused backend where it can be had, the torch one elsewhere; on CUDA the reason is logged once."""
-    device = units[0].device
-    if device.type != "cuda" or os.environ.get("THERMOCLAW_FUSED", "1") == "0":
-        return SketchBackend(units, size=size)
-    reason = unsupported(units) or unusable(device, size)
-    if reason is None:
-        try:
-            return FusedBackend(units, size=size)
-        except Exception as error:  # whatever a compiler or driver may raise: there is another way to measure
-            reason = _first_line(error)
-    _say(reason)
-    return SketchBackend(units, size=size)
-
-
-@functools.cache
-def _say(reason: str) -> None:
-    logger.warning(
-        "thermoclaw: measuring with torch operations, at a higher cost, as the fused CUDA kernels cannot be used: %s",
-        reason,
-    )
-
-
-def unsupported(units: list[Unit]) -> str | None:
-    """What about these parameters the kernels cannot measure, if anything."""
-    for unit in units:
-        for p in unit.params:
-            if p.dtype not in _PARAMETERS:
-                return f"there are {str(p.dtype).removeprefix('torch.')} parameters"
-            held = local(p.detach())
-            try:
-                has_memory = not held.numel() or held.data_ptr() != 0
-            except RuntimeError:
-                has_memory = False
-            if not has_memory:
-                return f"parameters of class {type(p).__name__} have no memory of their own"
-    return None
-
-
-@functools.cache
-def unusable(device: torch.device, size: int) -> str | None:
-    """Why the kernels cannot be used on a device, if so; compiles them, tries them and waits for the result."""
-    if torch.version.hip is not None:
-        return "they were never tried on ROCm"
-    capability = torch.cuda.get_device_capability(device)
-    if capability < _OLDEST:
-        return f"compute capability {capability[0]}.{capability[1]} is older than {_OLDEST[0]}.{_OLDEST[1]}"
-    try:
-        with torch.no_grad():
-            return _trial(device, size)
-    except Exception as error:
-        return _first_line(error)
-
-
-def _first_line(error: Exception) -> str:
-    logger.debug("thermoclaw: the fused kernels failed", exc_info=error)
-    return f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')}"[:300]
-
-
-def _trial(device: torch.device, size: int) -> str | None:
-    """Two steps of a tiny model that does not move, against the same numbers from torch operations on the host."""
-    counts, dtypes = [[65 * size + 5, 900, 700], [size // 2]], (torch.float32, torch.bfloat16, torch.float16)
-    tensors: list[list[Tensor]] = [[], []]  # gradients and parameters
-    for count, dtype in zip((n for row in counts for n in row), (*dtypes, torch.float32), strict=True):
-        x = torch.arange(count, dtype=torch.float32).mul_(0.7).cos_()
-        tensors[1].append(x.to(device=device, dtype=dtype))
-        tensors[0].append(x.square().sub_(0.4).to(device=device, dtype=dtype))
-        tensors[1][-1].grad = tensors[0][-1]
-    units = [Unit(0, 0, device, tuple(tensors[1][:3])), Unit(0, 0, device, tuple(tensors[1][3:]))]
-    backend = FusedBackend(units, size=size)
-    row = torch.full((len(units), len(RAW_COLUMNS)), float("nan"), device=device, dtype=torch.float64)
-    for _ in range(2):
-        backend.read_gradients()
-        backend.read_parameters(row, lrs={})
-
-    sketcher = Sketcher(counts, size=size, device=torch.device("cpu"), dtype=torch.float64)
-    want = torch.zeros(2, len(units), size, dtype=torch.float64)
-    squares = torch.zeros(2, len(units), dtype=torch.float64)
-    for which in (0, 1):
-        host = [x.cpu().double() for x in tensors[which]]
-        for u, mine in enumerate((host[:3], host[3:])):
-            sketcher.sketch(u, [*mine], want[which, u])
-            squares[which, u] = sum(x.dot(x) for x in mine)
-    g, p = want
-    products = {"gs_gs": (g * g).sum(1), "g_p": (g * p).sum(1), "ps_ps": (p * p).sum(1)}
-    expected = {"g_g": squares[0], "p_p": squares[1], **products, "g_g1": products["gs_gs"]}
-    expected |= {name: torch.zeros_like(squares[0]) for name in ("d_d", "d_p", "f_f", "g_d", "skipped")}
-    got = row[:, [RAW[name] for name in expected]].cpu()
-    same = torch.allclose(got, torch.stack([*expected.values()], dim=1), rtol=1e-4, atol=1e-4)
-    if same and torch.allclose(backend._pack.cpu().double(), want, rtol=1e-4, atol=1e-4):
-        return None
-    return "they give other numbers than torch operations on this machine"
 
 
 def load_kernels() -> ModuleType:
@@ -166,50 +58,6 @@ def load_kernels() -> ModuleType:
     except ImportError as error:
         raise ImportError(f"Triton is missing ({error}); torch's CUDA wheels for Linux bring it") from error
     return kernels
-
-
-def _is_capturing(device: torch.device) -> bool:
-    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
-
-
-class _Codes:
-    """A table of numbers on the device that the host sends again when they change.
-
-    While a graph is captured the table is sent from pinned memory that nobody writes again, so that each replay sends
-    it too; from then on it is sent at every step, as replays may have changed it.
-    """
-
-    _SPARE = 8  # captures that may follow one another without a step between them
-
-    def __init__(self, count: int, *, device: torch.device) -> None:
-        self.values = torch.zeros(count, dtype=torch.int64, device=device)
-        self._sent: list[int] | None = [0] * count
-        self._in_a_graph = False
-        self._spare: list[Tensor] = []
-        self._pinned = device.type == "cuda"
-        self._restock()
-
-    def _restock(self) -> None:
-        """Pinned memory cannot be had during a capture."""
-        if len(self._spare) < self._SPARE // 2:
-            count = self._SPARE - len(self._spare)
-            block = torch.empty(count, len(self.values), dtype=torch.int64, pin_memory=self._pinned)
-            self._spare.extend(block.unbind())
-
-    def send(self, codes: list[int]) -> None:
-        """Make the table hold these numbers when the work enqueued next reads it."""
-        if _is_capturing(self.values.device):
-            if not self._spare:
-                raise RuntimeError("too many CUDA graphs were captured without a training step outside of them")
-            page = self._spare.pop().copy_(torch.tensor(codes, dtype=torch.int64))
-            keep_for_graphs(page)
-            self._in_a_graph, self._sent = True, None
-            self.values.copy_(page, non_blocking=True)
-        elif codes != self._sent:
-            self._restock()
-            page = torch.tensor(codes, dtype=torch.int64, pin_memory=self._pinned)
-            self.values.copy_(page, non_blocking=True)
-            self._sent = None if self._in_a_graph else codes
 
 
 class FusedBackend(UnitReader):
@@ -237,8 +85,8 @@ class FusedBackend(UnitReader):
         self._pack = torch.zeros(2, num_units, size, device=self.device)  # the step's gradients and parameters
         self._squares = torch.zeros(2, num_units, dtype=torch.float64, device=self.device)
         self._one, self._zero = torch.ones((), device=self.device), torch.zeros((), device=self.device)
-        self._gradients, self._parameters = (_Codes(len(places), device=self.device) for _ in range(2))
-        self._lrs = _Codes(num_units, device=self.device)
+        self._gradients, self._parameters = (graphs.SentTable(len(places), device=self.device) for _ in range(2))
+        self._lrs = graphs.SentTable(num_units, device=self.device)
         self._kept: list[Tensor] = []  # copies that a kernel yet to be launched reads
         self._sparse: list[int] = []  # which gradients of this step are
         self._where = [(u, sum(row[:i])) for u, row in enumerate(self.sizes) for i in range(len(row))]
@@ -295,11 +143,11 @@ class FusedBackend(UnitReader):
     def _on_device(self) -> contextlib.AbstractContextManager[Any]:
         return torch.cuda.device(self.device) if self.device.type == "cuda" else contextlib.nullcontext()
 
-    def _measure(self, which: int, codes: _Codes, tensors: list[Any], scale: Tensor) -> None:
+    def _measure(self, which: int, codes: graphs.SentTable, tensors: list[Any], scale: Tensor) -> None:
         """Sketches and squared norms of all units into place `which`, divided by `scale`."""
-        if _is_capturing(self.device) and not self._is_in_a_graph:
+        if graphs.is_capturing(self.device) and not self._is_in_a_graph:
             self._is_in_a_graph = True
-            keep_for_graphs(*self._held())
+            graphs.keep_for_graphs(*self._held())
         codes.send(self._addresses(tensors))
         self._sketch(codes.values)
         self._add_up(which, scale)

@@ -17,9 +17,10 @@ from torch import Tensor
 from thermoclaw.buffer import DeviceRing
 from thermoclaw.layers import Unit
 from thermoclaw.measure.anatomy import Anatomy
+from thermoclaw.measure.choice import sketching_backend
 from thermoclaw.measure.columns import PROBE_COLUMNS, RAW_COLUMNS, SEEN_COLUMNS
 from thermoclaw.measure.exact import ExactBackend
-from thermoclaw.measure.fused import keep_for_graphs, sketching_backend
+from thermoclaw.measure.graphs import keep_for_graphs
 from thermoclaw.measure.probe import Probe, UnitCounts
 from thermoclaw.measure.sums import Backend
 from thermoclaw.state import StateError, array, counts, take
