@@ -109,3 +109,16 @@ def test_the_negative_of_a_cross_entropy_is_known_by_where_it_begins() -> None:
     assert told.evidence["chance"] == pytest.approx(np.log(10.0))
     silent(run(-8.0), "wrong_sign")
     silent(run(np.log(10.0)), "wrong_sign")
+
+
+def test_slopes_that_wander_must_fall_further() -> None:
+    def run(memory: float) -> Record:
+        random = np.random.default_rng(1)
+        noise = 0.1 * random.standard_normal(200)
+        for t in range(1, 200):
+            noise[t] = memory * noise[t - 1] + np.sqrt(1.0 - memory**2) * noise[t]
+        made = Synthetic(layers=4).set(loss=2.0, alignment=(0.4 + noise)[:, None])
+        return made.set(slice(120, None), alignment=(0.12 + noise[120:])[:, None]).record()
+
+    heard(run(0.0), "incoherent_update")
+    silent(run(0.9), "incoherent_update")

@@ -7,7 +7,7 @@ import numpy as np
 from thermoclaw.diagnosis.finding import Finding, describe_layers
 from thermoclaw.diagnosis.remedies import Remedy
 from thermoclaw.diagnosis.selection import chosen, tell
-from thermoclaw.diagnosis.signals import held, lagged, largest, trailing_mean, trailing_median, weighted_median
+from thermoclaw.diagnosis.signals import held, lagged, largest, over, trailing_mean, trailing_median, weighted_median
 from thermoclaw.diagnosis.view import view_of
 from thermoclaw.quantities import Array
 from thermoclaw.record import Record
@@ -15,6 +15,7 @@ from thermoclaw.record import Record
 LAG, LAG_HIGH, LAG_SETTLED, LAG_JUMP = 2.3, 3.5, 12, 3.0
 LOST_BEFORE, LOST_SHARE, LOST_SIGMA, LOST_BETA = 0.15, 0.4, 4.0, 0.95
 LOST_ROWS, LOST_BEFORE_ROWS, LOST_FROM, LOST_LEVEL, LOST_STALLS = 10, 25, 50, 0.05, 0.85
+LOST_MEMORY = 60
 
 
 def second_moment_lag(record: Record) -> Finding | None:
@@ -64,6 +65,7 @@ def incoherent_update(record: Record) -> Finding | None:
     now, error = _mean_and_error(view.own_slope, LOST_ROWS)
     mean, wide = _mean_and_error(view.own_slope, LOST_BEFORE_ROWS)
     usual, spread = lagged(mean, LOST_ROWS), np.hypot(error, lagged(wide, LOST_ROWS))
+    spread = spread * lagged(_inflation(view.own_slope), LOST_ROWS)
     lost = (usual > LOST_BEFORE) & (now < LOST_SHARE * usual) & (usual - now > LOST_SIGMA * spread)
     lost &= np.arange(len(record)) >= LOST_FROM
     lost &= (np.abs(view.radial_share) < 0.5) & (view.update > 0)
@@ -93,6 +95,15 @@ def incoherent_update(record: Record) -> Finding | None:
         source="Molybog et al. 2023 (arXiv 2304.09871); alignment, docs: theory",
         evidence={"alignment": float(now[row]), "alignment_before": float(usual[row])},
     )
+
+
+def _inflation(values: Array) -> Array:
+    """√((1 + ρ)/(1 − ρ)), by which successive values that resemble each other widen the error of their mean, [T]."""
+    away = values - trailing_mean(values, LOST_MEMORY)
+    before = np.concatenate([[np.nan], away[:-1]])
+    rho = over(trailing_mean(away * before, LOST_MEMORY), trailing_mean(away**2, LOST_MEMORY))
+    rho = np.clip(np.nan_to_num(rho), 0.0, 0.99)
+    return np.asarray(np.sqrt((1.0 + rho) / (1.0 - rho)))
 
 
 def _mean_and_error(values: Array, window: int) -> tuple[Array, Array]:
