@@ -54,8 +54,9 @@ def named(paths: list[str]) -> str:
 
 def not_lowest() -> str:
     """What the rows called lowest did not run with the lowest version that is promised today."""
-    found = rows()
-    used = {**found["lowest-trackers"]["versions"], **found["lowest"]["versions"]}
+    used: dict[str, str] = {}
+    for name, row in sorted(rows().items(), reverse=True):  # so that `lowest` has the last word
+        used |= row["versions"] if name.startswith("lowest") else {}
     above = [
         f"`{name}` {used.get(name, 'was not there')} (promised from {bound})"
         for name, bound in (pin.split("==") for pin in promised())

@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))  # whoever loads this f
 
 import causal_tables
 import clipping_tables
+import compatibility_tables
 import cost_tables
 import extras
 import html_tables
@@ -117,6 +118,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "scalars": scalars,
     **causal_tables.PARTS,
     **clipping_tables.PARTS,
+    **compatibility_tables.PARTS,
     **cost_tables.PARTS,
     **html_tables.PARTS,
     **phase_tables.PARTS,
