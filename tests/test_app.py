@@ -21,12 +21,14 @@ pytest.importorskip("plotly")
 from streamlit.testing.v1 import AppTest
 
 from synthetic import Synthetic
-from tests.html_pages import HOSTILE, renamed
+from tests.html_pages import HOSTILE, renamed, sampled
 from thermoclaw import Observer, cli
 from thermoclaw.app import charts, jobs, telling
 from thermoclaw.app import folders as app_folders
 from thermoclaw.app.folders import CONSOLE, UPLOADS, VARIABLE, Folders, PathError
+from thermoclaw.app.reading import read_heat
 from thermoclaw.cli import app as app_command
+from thermoclaw.motion import norm_balance
 from thermoclaw.quantities import TABLE
 from thermoclaw.record import Record
 from thermoclaw.train.errors import RunError
@@ -255,6 +257,21 @@ def test_a_run_that_goes_on_is_starting_until_it_says_more(folders: Folders, lau
     jobs.go_on(run)
     assert launched[0][0][-1] == "--resume"
     assert jobs.state_of(run)["state"] == "starting"
+    jobs.go_on(run)  # asked again, by an impatient hand or another page
+    assert len(launched) == 1
+
+
+def test_what_was_reached_is_told_while_a_run_starts_again(folders: Folders, launched: list[Any]) -> None:
+    run = folders.runs / "x"
+    status = Status(run)
+    assert status.lock()
+    status.update(now=True, state="failed", step=181, steps=400, error="the disk was full", phase="writing", eta_s=5.0)
+    status.unlock()
+    time.sleep(0.02)
+    jobs.go_on(run)
+    told = jobs.state_of(run)
+    assert (told["state"], told["step"], told["steps"]) == ("starting", 181, 400)
+    assert not {"error", "phase", "eta_s"} & set(told)
 
 
 # -- the command -------------------------------------------------------------------------------------------------------
@@ -414,6 +431,19 @@ def record(tmp_path_factory: pytest.TempPathFactory) -> Record:
     from thermoclaw.runs import load
 
     return load(make_run(tmp_path_factory.mktemp("runs") / "a", steps=60))
+
+
+def test_any_record_tells_its_ratio_and_a_sampled_one_its_displacement(tmp_path: Path) -> None:
+    record = Synthetic(200, 3).record()
+    heat = read_heat(tmp_path, record)
+    assert "lags" not in heat
+    assert heat["layers"]["blocks.2.fc"]["fdt_ratio"] == pytest.approx(norm_balance(record)[2].value)
+    assert len(charts.ratio_chart(heat).data[0].x) == 3
+    heat = read_heat(tmp_path, sampled(record))
+    assert charts.displacement_chart(heat).data[0].x == (8.0, 16.0, 32.0)
+    assert "τ^1.00 [0.90, 1.20]" in charts.displacement_chart(heat).data[1].name
+    (tmp_path / "thermodynamics.json").write_text('{"lags": [1], "msd": [2]}')
+    assert read_heat(tmp_path, record)["msd"] == [2]  # what `thermoclaw train` wrote is newer
 
 
 @pytest.mark.parametrize("name", TABLE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -21,7 +22,9 @@ pytest.importorskip("streamlit")
 sync_api = pytest.importorskip("playwright.sync_api")
 Image = pytest.importorskip("PIL.Image")
 
-from thermoclaw.train.status import ask_to_stop, is_running, read_status  # noqa: E402  (after the packages that it is skipped without)
+from thermoclaw.app.jobs import arguments  # noqa: E402  (after the packages that it is skipped without)
+from thermoclaw.runs import load  # noqa: E402
+from thermoclaw.train.status import ask_to_stop, is_running, read_status  # noqa: E402
 
 CHROMIUM = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
@@ -29,6 +32,7 @@ CHROMIUM = next(
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
 ARGUMENTS += ["--disable-component-update", "--disable-sync", "--host-resolver-rules=MAP evil.example 127.0.0.1"]
 PATIENCE_MS = 90_000
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg"}
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine"),
@@ -65,10 +69,9 @@ def address(folders: Path) -> Iterator[str]:
     """The app, as a person starts it."""
     port = free_port()
     command = [sys.executable, "-m", "thermoclaw", "app", "--runs", str(folders / "runs"), "--port", str(port)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg"}
     process = subprocess.Popen(
         [*command, "--data", str(folders / "data")],
-        env=environment,
+        env=ENVIRONMENT,
         cwd=folders,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -185,6 +188,46 @@ def test_it_is_found_again_and_stopped(page: Any, address: str, folders: Path) -
     page.get_by_text("20 images to learn from, 4 to test on").wait_for()
     page.get_by_role("tab", name="Dynamics").click()
     page.get_by_text("Temperature against dissipation").first.wait_for()
+
+
+def test_it_goes_on_and_is_the_run_that_was_never_stopped(page: Any, address: str, folders: Path) -> None:
+    begin(page, address, "parts", data="squares", steps=60)
+    send(page)
+    wait_for(lambda: shown_step(page) > 0)
+    page.get_by_role("button", name="Stop").click()
+    page.get_by_text("stopped: step").wait_for()
+    stopped = shown_step(page)
+    assert 0 < stopped < 60
+    stop, go_on = (page.get_by_role("button", name=name) for name in ("Stop", "Go on"))
+    assert stop.is_disabled()
+    go_on.dblclick()  # a second click in the same place does no harm
+    wait_for(lambda: not stop.is_disabled() or shown_step(page) == 60)
+    assert shown_step(page) >= stopped  # while it starts, too
+    page.get_by_text("finished: step 60 of 60").wait_for()
+    assert page.get_by_role("button", name="Go on").count() == 0
+
+    run, whole = folders / "runs" / "parts", folders / "whole"
+    settings = json.loads((run / "config.json").read_text())
+    subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "thermoclaw",
+            "train",
+            f"--out={whole}",
+            "--quiet",
+            "--export=state",
+            *arguments(settings),
+        ],
+        env=ENVIRONMENT,
+        cwd=folders,
+        check=True,
+    )
+    mine, theirs = load(run), load(whole)
+    assert len(mine) == 60
+    assert mine.layer_values.tobytes() == theirs.layer_values.tobytes()
+    assert mine.run_values.tobytes() == theirs.run_values.tobytes()
+    assert [(e["kind"], e["step"]) for e in mine.events] == [(e["kind"], e["step"]) for e in theirs.events]
 
 
 def test_a_zip_file_is_sent_trained_on_and_finished(page: Any, address: str, folders: Path) -> None:

@@ -36,8 +36,9 @@ def start(folders: Folders, name: str, given: dict[str, Any]) -> Path:
 
 
 def go_on(run: Path) -> None:
-    """Let a run that was stopped go on from its newest checkpoint."""
-    _launch(run, ["--resume"])
+    """Let a run that was stopped go on from its newest checkpoint; one that goes on already is left alone."""
+    if not is_live(state_of(run)):
+        _launch(run, ["--resume"])
 
 
 def stop(run: Path) -> None:
@@ -78,7 +79,8 @@ def state_of(run: Path) -> dict[str, Any]:
         begun = console.stat().st_mtime
         later = told is None or begun > float(told.get("updated", 0))
         if later and time.time() - begun < _PATIENCE_S:
-            return {"state": STARTING}
+            left = {name: value for name, value in (told or {}).items() if name not in ("error", "phase", "eta_s")}
+            return {**left, "state": STARTING}
     if told is None and console.is_file():
         return {"state": "failed", "error": console_end(run) or "the process ended without a word"}
     return told or {"state": ""}

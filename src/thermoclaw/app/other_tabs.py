@@ -74,17 +74,24 @@ def _dynamics(run: Path, live: bool) -> None:
     left, right = st.columns(2)
     left.plotly_chart(charts.plane_chart(record), key="plane", config=charts_config())
     left.caption("On the line the gradient is all noise; below it signal leads; above it successive gradients oppose.")
-    heat = read_heat(run)
-    if not heat:
-        right.info("Displacement and its ratio come with the first pass of a run of `thermoclaw train`.")
-        return
-    right.plotly_chart(charts.displacement_chart(heat), key="displacement", config=charts_config())
-    right.caption(f"As of the last pass: {plain(heat.get('verdict', ''))}.")
+    heat = read_heat(run, record)
+    if heat.get("lags"):
+        right.plotly_chart(charts.displacement_chart(heat), key="displacement", config=charts_config())
+        right.caption(f"As of {plain(_as_of(heat))}.")
+    else:
+        right.info(
+            "Displacement of weights comes with the first pass of a run of `thermoclaw train`; of other runs, where a "
+            "`Thermometer` stood beside them."
+        )
     st.plotly_chart(charts.ratio_chart(heat), key="ratio", config=charts_config())
     st.caption(
         "The fluctuation–dissipation ratio with its 95 % interval, cut at the frame. Where it holds 1 and is narrow, "
         "the layer's norm is stationary; above 1 the norm shrinks, below it grows."
     )
+
+
+def _as_of(heat: dict[str, Any]) -> str:
+    return f"the last pass: {heat['verdict']}" if heat.get("verdict") else f"step {heat.get('step', '–')}"
 
 
 def data(run: Path) -> None:

@@ -10,6 +10,8 @@ import numpy as np
 
 from thermoclaw.app.needs import st
 from thermoclaw.diagnosis.report import Report, diagnose
+from thermoclaw.diffusion import Estimate
+from thermoclaw.motion import motion_of, norm_balance
 from thermoclaw.quantities import Array
 from thermoclaw.record import Record, RecordError
 from thermoclaw.runs import RunReader, load
@@ -45,9 +47,24 @@ def _report(run: str, key: int, live: bool, _record: Record) -> Report:
     return diagnose(_record)
 
 
-def read_heat(run: Path) -> dict[str, Any]:
-    """What the thermometer left."""
-    return _json(run / THERMO_FILE)
+def read_heat(run: Path, record: Record) -> dict[str, Any]:
+    """What a thermometer left, in a file or in the record; the ratio of each layer, any record tells."""
+    told = _json(run / THERMO_FILE)
+    if told:
+        return told
+    found = {layer.name: one for layer, one in zip(record.layers, norm_balance(record), strict=True)}
+    layers = {name: _ends("fdt", one, middle="_ratio") for name, one in found.items()}
+    motion = motion_of(record)
+    if motion is None:
+        return {"layers": layers}
+    whole = motion.whole
+    power = _ends("diffusion_exponent", whole.exponent)
+    return {"layers": layers, "lags": whole.lags.tolist(), "msd": whole.msd.tolist(), "step": motion.step, **power}
+
+
+def _ends(name: str, estimate: Estimate, *, middle: str = "") -> dict[str, float | None]:
+    ends = {middle: estimate.value, "_low": estimate.low, "_high": estimate.high}
+    return {name + end: value if np.isfinite(value) else None for end, value in ends.items()}
 
 
 def read_data(run: Path) -> tuple[dict[str, Any], Array, Array]:

@@ -56,7 +56,8 @@ def findings_of(run: Path, record: Record, *, live: bool) -> list[Finding]:
     where = "" if answer.where in answer.headline else f" {answer.where}."
     lines = [f"**{plain(answer.word)}.** {plain(answer.headline + '.' + where)}"]
     if findings:
-        lines += [f"**Since:** {plain(answer.since)}. **Do:** {plain(answer.action)}"]
+        head = "Looked at" if answer.state == "good" else "Since"
+        lines += [f"**{head}:** {plain(answer.since)}. **Do:** {plain(answer.action)}"]
     box("\n\n".join(lines))
     for finding in findings:
         title = f":{_COLORS[finding.confidence]}[{finding.confidence}] {plain(finding.title)}"

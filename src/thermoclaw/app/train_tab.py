@@ -15,6 +15,7 @@ from thermoclaw.record import Record
 from thermoclaw.train.checkpoints import FOLDER as CHECKPOINTS
 from thermoclaw.train.log import read_log
 from thermoclaw.train.settings import MODELS, OPTIMIZERS, SCHEDULES
+from thermoclaw.train.status import FINISHED
 from thermoclaw.wording import number
 
 REFRESH_S = 2.0
@@ -116,7 +117,7 @@ def _progress(run: Path, live: bool) -> None:
         table = [
             {
                 "epoch": int(row["epoch"]),
-                "test loss": row.get("val_loss"),
+                "test loss": number(row["val_loss"]) if row.get("val_loss") is not None else "–",
                 "test accuracy": percent(row["val_accuracy"]),
             }
             for row in tested
@@ -140,14 +141,24 @@ def _head(run: Path, told: dict[str, Any]) -> None:
             st.metric("Training loss", number(loss) if loss is not None else "–", width=_METRIC)
             st.metric("Test accuracy", percent(told.get("val_accuracy")), width=_METRIC)
             st.metric("Time left" if jobs.is_live(told) else "Time", clock(_seconds(told)), width=_METRIC)
-    if jobs.is_live(told):
-        if st.button("Stop", key="stop", help="after the present step, with a checkpoint and a report"):
-            jobs.stop(run)
-    elif _can_go_on(run, state) and st.button("Go on", key="go_on", help="from the newest checkpoint"):
-        jobs.go_on(run)
-        st.rerun(scope="app")
+    if state and state != FINISHED:
+        _buttons(run, told)
     if told.get("error"):
         tell(told["error"], kind="error")
+
+
+def _buttons(run: Path, told: dict[str, Any]) -> None:
+    """Each always in its place: a second click never meets the other one."""
+    live = jobs.is_live(told)
+    with st.container(horizontal=True, gap="small"):
+        words = "after the present step, with a checkpoint and a report"
+        if st.button("Stop", key="stop", help=words, disabled=not live or jobs.is_asked_to_stop(run)):
+            jobs.stop(run)
+            st.rerun(scope="app")
+        can_go_on = not live and _can_go_on(run, told["state"])
+        if st.button("Go on", key="go_on", help="from the newest checkpoint", disabled=not can_go_on):
+            jobs.go_on(run)
+            st.rerun(scope="app")
 
 
 def _can_go_on(run: Path, state: str) -> bool:
