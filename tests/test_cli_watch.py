@@ -204,6 +204,7 @@ def test_ctrl_c_ends_the_view_cleanly(arguments: list, tmp_path: Path) -> None:
         text=True,
         encoding="utf-8",
         env={**os.environ, "PYTHONIOENCODING": "utf-8"},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # what began the tests may ignore it
     )
     assert child.stdout is not None
     first = child.stdout.readline() if arguments else (time.sleep(6) or "")
