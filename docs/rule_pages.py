@@ -93,7 +93,20 @@ def evidence(words: Words) -> str:
     """Names of the numbers, linked where they are quantities."""
     from thermoclaw.quantities import TABLE
 
-    return ", ".join(f"[`{name}`](quantities.md#{name})" if name in TABLE else f"`{name}`" for name in words.evidence)
+    pages = {name: "quantities.md" if name in TABLE else "reading_findings.md" for name in words.evidence}
+    return ", ".join(f"[`{name}`]({page}#{name})" for name, page in pages.items())
+
+
+def evidence_names() -> str:
+    """Every name of evidence that is no quantity, what it is, and who gives it."""
+    from thermoclaw.evidence import EVIDENCE
+
+    told = words_of_findings()
+    rows = []
+    for name, text in EVIDENCE.items():
+        codes = [f"[`{code}`](recommendations.md#{code})" for code, words in told.items() if name in words.evidence]
+        rows.append((f'<span id="{name}">`{name}`</span>', plain(text), ", ".join(codes) or "a detector"))
+    return "\n".join(table(("name", "what it is", "in findings of"), rows))
 
 
 # -- ranks ------------------------------------------------------------------------------------------------------------
@@ -160,6 +173,7 @@ def level_shift() -> str:
 PARTS: dict[str, Callable[[], str]] = {
     "rules": rules,
     "finding-tests": finding_tests,
+    "evidence-names": evidence_names,
     "ranks": ranks,
     "blind": blind,
     "level-shift": level_shift,

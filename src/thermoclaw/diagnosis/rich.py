@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from thermoclaw.evidence import meaning
 from thermoclaw.markup import badge, box, escape, folded, line, table
 from thermoclaw.wording import number, short_name
 
@@ -25,7 +26,8 @@ def finding_html(finding: Finding, label: int | None = None, *, is_open: bool = 
     body = line(escape(finding.seen)) + line(escape(finding.meaning))
     more = [("Wrong if", finding.refuted_by), ("Explains", ", ".join(finding.explains)), ("Source", finding.source)]
     small = "".join(line(f"{word}: {escape(text)}", soft=True) for word, text in more if text)
-    evidence = table(("evidence", ""), [(name, number(value)) for name, value in finding.evidence.items()])
+    told = ((f"{name}: {meaning(name)}" if meaning(name) else name, value) for name, value in finding.evidence.items())
+    evidence = table(("evidence", ""), [(text, number(value)) for text, value in told])
     folds = folded("Evidence and source", (evidence if finding.evidence else "") + small)
     parts = [line(f"{badge(finding.confidence, finding.confidence)} {head}"), line(meta, soft=True)]
     parts += [body, _advice(finding), folds] if is_open else [_advice(finding), folded("More", body + folds)]

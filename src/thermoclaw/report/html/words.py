@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from thermoclaw.diagnosis.finding import Finding, describe_layers
-from thermoclaw.quantities import TABLE
+from thermoclaw.evidence import meaning
 from thermoclaw.record import Record
 from thermoclaw.report.html.quantities import SHOWN, of_finding
 from thermoclaw.wording import number, one_line, short_name
@@ -131,14 +131,10 @@ def told(number_: int, finding: Finding, record: Record) -> dict[str, Any]:
         "where": one_line(describe_layers(chosen, len(record.layers)), LONG) if chosen else "the whole run",
         "layers": layers[:CHIPS],
         "more_layers": [full for _, _, full in layers[CHIPS:]],
-        "evidence": [(one_line(name, 80), number(value), _meaning(name)) for name, value in finding.evidence.items()],
+        "evidence": [(one_line(name, 80), number(value), meaning(name)) for name, value in finding.evidence.items()],
         "remedy": finding.remedy.describe() if finding.remedy is not None else "",
         "quantity": next(shown.title for shown in SHOWN if shown.name == of_finding(finding.code)),
     }
-
-
-def _meaning(name: str) -> str:
-    return TABLE[name].meaning if name in TABLE else ""
 
 
 def loss_words(record: Record) -> str:
