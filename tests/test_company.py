@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tests.conftest import mlp
 from tests.synthetic import Synthetic
 from thermoclaw import Observer, diagnose
-from thermoclaw.company import Company
+from thermoclaw.company import Company, _are_same, _mark
 from thermoclaw.diagnosis.engine import run_rules
 from thermoclaw.record import Record
 
@@ -120,6 +120,22 @@ def play(turns: int = 20, *, shared: bool = False, held: bool = False) -> list[O
 def test_a_game_of_two_is_known_as_one(shared: bool, held: bool) -> None:
     gc.collect()
     assert [observer.record().meta["is_game"] for observer in play(shared=shared, held=held)] == [True, True]
+
+
+def test_a_gradient_in_the_place_of_one_that_was_dropped_is_another() -> None:
+    p = nn.Parameter(torch.ones(2))
+    p.grad = torch.ones(2)
+    before, place = _mark([p]), id(p.grad)
+    assert _are_same(before, _mark([p]))
+    others = []
+    for _ in range(1000):
+        p.grad = None
+        p.grad = torch.ones(2)
+        others.append(_are_same(before, _mark([p])))
+        if id(p.grad) == place:
+            break
+    assert id(p.grad) == place, "no gradient took its place"
+    assert not any(others)
 
 
 def test_optimizers_of_one_loss_play_no_game() -> None:

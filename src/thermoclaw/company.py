@@ -8,6 +8,7 @@ A run of another thread is left alone: its gradients may be freed while they are
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Iterable, Sequence
 from typing import Protocol
 
@@ -15,7 +16,7 @@ from torch import Tensor
 
 LEAST, SHARE, PARAMS = 8, 0.1, 4  # steps that can tell, their share that reached others, parameters looked at
 
-Mark = tuple[tuple[int, int], ...]
+Mark = tuple[tuple[weakref.ref[Tensor], int], ...]
 
 
 class Other(Protocol):
@@ -55,11 +56,11 @@ class Company:
         seen: dict[int, tuple[Mark, int]] = {}
         for company in (other.company for other in others if other.company.thread == self.thread):
             was, then = self._seen.get(id(company), ((), company.steps))
-            if company.steps > then and company._before != was:  # dropped: they were not of its own loss
+            if company.steps > then and not _are_same(company._before, was):  # dropped: they were not of its own loss
                 self.reached += 1
                 company.reached += 1
             now = _mark(company.params)
-            if (now and now != company._after) or _are_held(company.params):
+            if (now and not _are_same(now, company._after)) or _are_held(company.params):
                 seen[id(company)] = now, company.steps
         self._seen = seen
 
@@ -76,4 +77,9 @@ def _are_held(params: Sequence[Tensor]) -> bool:
 def _mark(params: Sequence[Tensor]) -> Mark:
     """Which gradients these are, and how often they were written to; empty where there are none."""
     grads = [p.grad for p in params]
-    return tuple((id(grad), grad._version) for grad in grads if grad is not None and type(grad) is Tensor)
+    return tuple((weakref.ref(grad), grad._version) for grad in grads if grad is not None and type(grad) is Tensor)
+
+
+def _are_same(one: Mark, other: Mark) -> bool:
+    """Of one tensor there is one reference, for as long as it is held; what takes its place has another."""
+    return len(one) == len(other) and all(a is b and v == w for (a, v), (b, w) in zip(one, other, strict=True))
