@@ -27,7 +27,8 @@ STEPS = 24
 # What a user calls and may fail in a user's face: nothing of the training lies below it.
 DOORS = {"Observer.step"}
 # What catches the errors of all others, and is nothing but that.
-GUARDS = {f"Attachment.{name}" for name in ("_guard", "before_step", "after_step", "poll", "give_loss", "advance")}
+DOORS_BELOW = ("before_step", "after_step", "poll", "give_loss", "advance")
+GUARDS = {"Failsafe.guard", *(f"Attachment.{name}" for name in DOORS_BELOW)}
 
 
 def run(*, watch: bool) -> tuple[Outcome, Observer | None]:

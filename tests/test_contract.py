@@ -214,6 +214,26 @@ def test_an_optimizer_made_anew_is_told_of(caplog: pytest.LogCaptureFixture) -> 
     assert "Observer(model, optimizer)" in told[0]
 
 
+@pytest.mark.parametrize("end", ["failed", "closed"])
+def test_weights_that_move_when_nothing_is_measured_any_more_are_no_strangers(
+    end: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = mlp(4, 8, 4)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    observer = Observer(model, optimizer)
+    for t in range(20):
+        if t == 10 and end == "closed":
+            observer.close()
+        elif t == 10:
+            observer._attachment.meter.after_step = lambda: 1 / 0  # type: ignore[method-assign, assignment, return-value]
+        optimizer.zero_grad()
+        model(torch.randn(8, 4)).square().mean().backward()
+        optimizer.step()
+        observer.step(loss=1.0)
+    assert observer._attachment.failed == (end == "failed")
+    assert not [r.getMessage() for r in caplog.records if "makes no steps" in r.getMessage()]
+
+
 # -- threads and processes --------------------------------------------------------------------------------------------
 
 

@@ -72,7 +72,7 @@ class Run:
     def alarm(self, finding: Finding) -> None:
         attachment = self.observer._attachment
         for tell in attachment.on_alarm:
-            attachment._tell(tell, finding)
+            attachment.tell(tell, finding, given_to="on_alarm")
 
     @property
     def decay(self) -> float:

@@ -12,10 +12,10 @@ from torch import nn
 
 from programs import adamw, cnn, gpt, mlp, regression, sgd, train
 from thermoclaw import Finding, Observer, diagnose
-from thermoclaw.attachment import attached_to
 from thermoclaw.diagnosis.engine import find, rank
 from thermoclaw.diagnosis.rules import RULES
 from thermoclaw.record import Record
+from thermoclaw.registry import attached_to
 
 # name: (program, optimizer, steps, code that must come first, latest step at which it must have been said)
 FAILING = {

@@ -8,8 +8,8 @@
 The way of the data, which is also the way of the imports:
 
     measure   gradients and parameters, once a step, on their device      measure/, layers, attach
-    buffer    a ring on the device, a bounded history on the host         buffer, derive
-    record    frozen columns [step, layer, quantity], files, directories  record, runs/, quantities
+    buffer    a ring on the device, a bounded history on the host         buffer, derive/
+    record    frozen columns [step, layer, quantity], files, directories  record/, runs/, quantities
     detect    entropy split, collapse, representations, schedule          detectors/, scheduler
     diagnose  rules, findings, remedies, report, preflight                diagnosis/
     show      text, plots, integrations, command line                     report/, integrations/, cli/

@@ -11,6 +11,8 @@ from torch import nn
 
 from thermoclaw.attach import unwrap
 
+MODES = ("sketch", "exact")
+
 _REFUSED = {
     "alpha": "σ* is the plain running median now, so a steady layer has r = 1; drop alpha, and widen the band with "
     "diagnose(..., equilibrium_band=) if you need to",

@@ -7,44 +7,33 @@ their losses, keeps the events of the run, and asks the rules for alarms at fixe
 from __future__ import annotations
 
 import contextlib
-import functools
 import logging
-import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
-from torch import Tensor, nn
+from torch import nn
 
 from thermoclaw import checkpoint
 from thermoclaw.attach import Hooks, can_hook
-from thermoclaw.company import Company
 from thermoclaw.diagnosis.engine import check_interval, live_findings
 from thermoclaw.diagnosis.finding import Finding
-from thermoclaw.idle import Idle
+from thermoclaw.failsafe import Failsafe, never_stops
 from thermoclaw.losses import Loss, Losses, as_scalar
 from thermoclaw.measure.meter import Meter
 from thermoclaw.measure.settings import Settings
 from thermoclaw.measure.sharded import PeerFailed
 from thermoclaw.partition import Partition
+from thermoclaw.polling import Polling
 from thermoclaw.record import Record
-from thermoclaw.renewal import Renewal
+from thermoclaw.registry import attached_to, others, register
 from thermoclaw.run_meta import describe_run
-from thermoclaw.state import StateError, count, counts, take, text, untext
+from thermoclaw.state import StateError, count, take, text, untext
+from thermoclaw.surroundings import Surroundings
 from thermoclaw.testimony import Witnesses
 
 logger = logging.getLogger("thermoclaw")
-
-STRANGE_MOVES = 3  # of the weights, one after the other, between two steps of the optimizer
-
-_attached: weakref.WeakKeyDictionary[Any, weakref.WeakSet[Attachment]] = weakref.WeakKeyDictionary()
-
-
-def attached_to(optimizer: Any) -> list[Attachment]:
-    """The live attachments of an optimizer, the first made first."""
-    found = [a for a in _attached.get(optimizer, ()) if not a.closed]
-    return sorted(found, key=lambda a: a.number)
 
 
 def attach(
@@ -63,34 +52,7 @@ def attach(
     return Attachment(model, optimizer, settings, partition=partition, strict=strict)
 
 
-def _never_stops(door: Callable[..., None]) -> Callable[..., None]:
-    """For what hooks and users call: an error of ours goes no further than to the log, unless `strict` asks for it."""
-
-    @functools.wraps(door)
-    def guarded(self: Attachment, *args: Any, **kwargs: Any) -> None:
-        try:
-            door(self, *args, **kwargs)
-        except Exception as error:
-            if self.strict:
-                raise
-            self.fail(error)
-
-    return guarded
-
-
-def _others(mine: Any) -> list[Attachment]:
-    """One live attachment of every other optimizer that is observed."""
-    found = (attached_to(optimizer) for optimizer in list(_attached) if optimizer is not mine)
-    return [attachments[0] for attachments in found if attachments]
-
-
-def _is_anothers(p: Tensor, mine: Any) -> bool:
-    """Whether a parameter belongs to another optimizer that is observed: of a critic, say, that steps more rarely."""
-    others = [optimizer for optimizer in _attached if optimizer is not mine]
-    return any(p is held for optimizer in others for group in optimizer.param_groups for held in group["params"])
-
-
-class Attachment:
+class Attachment(Failsafe):
     """See the module's docstring."""
 
     _count = 0
@@ -98,13 +60,13 @@ class Attachment:
     def __init__(
         self, model: Any, optimizer: Any, settings: Settings, *, partition: Partition | None = None, strict: bool
     ) -> None:
+        super().__init__(strict=strict)
         Attachment._count += 1
         self.number = Attachment._count
-        self.strict, self.closed, self.failed = strict, False, False
         self._has_cadence_event = False
         self._is_salvaged = False
         self._is_limping = False  # failed, and other processes still count on this one
-        self._num_pauses = 0  # that have begun and not ended
+        self.num_pauses = 0  # that have begun and not ended
         self.meter = Meter(model, optimizer, settings, partition)
         self.alarms: list[Finding] = []
         self.events: list[dict[str, Any]] = []
@@ -117,17 +79,11 @@ class Attachment:
         self.model, self._optimizer = model, optimizer
         self._next_check = check_interval(0)
         self._losses = Losses()
-        self._renewal = Renewal()
-        self.company = Company()
-        self._warned: set[str] = set()
-        self._idle = Idle(self.meter.layout.unoptimized, lambda p: _is_anothers(p, optimizer))
+        self.surroundings = Surroundings(optimizer, self.meter.layout)
+        self._polling = Polling(self.meter)
         models = model if isinstance(model, list) else [model]
         self._parameter_order = [name for part in models for name, _ in part.named_parameters()]
-        self._start_versions = 0  # looked up at the first poll
-        self._polls = 0
-        self._polled: set[int] = set()
-        self._calls_seen = self._calls_at_start = 0
-        self._idle_since, self._idle_versions, self._strange_moves = 0, -1, 0
+        self._calls_at_start = 0
         self.hooks: Hooks | None = Hooks(optimizer, self) if can_hook(optimizer) else None
         if self.hooks is None:
             logger.warning(
@@ -135,7 +91,7 @@ class Attachment:
                 "optimizer.step() and before zero_grad()",
                 type(optimizer).__name__,
             )
-        _attached.setdefault(optimizer, weakref.WeakSet()).add(self)
+        register(self, optimizer)
 
     def model_is(self, model: Any) -> bool:
         """Whether this attachment watches that model."""
@@ -143,61 +99,43 @@ class Attachment:
 
     # -- the hot path -----------------------------------------------------------------------------------------------
 
-    def _guard(self, work: Callable[[], None]) -> None:
-        if self.closed or self.failed:
-            return
-        try:
-            work()
-        except Exception as error:
-            if self.strict:
-                raise
-            self.fail(error)
-
     def fail(self, error: Exception) -> None:
-        """Measuring is off from here on; said once. Called where the error is being handled."""
-        if self.failed:
-            return
-        self.failed = True  # the hooks stay until later: torch is going through them just now
-        self._is_limping = self.meter.has_peers and not isinstance(error, PeerFailed)
-        logger.exception(
-            "thermoclaw: measuring failed and is off from here on; training goes on. What was recorded up to "
-            "now can still be diagnosed. Please report this traceback."
-        )
+        """See `Failsafe`. The hooks stay until later: torch may be going through them just now."""
+        if not self.failed:
+            self._is_limping = self.meter.has_peers and not isinstance(error, PeerFailed)
+        super().fail(error)
 
-    @_never_stops
+    @never_stops
     def before_step(self, *, closure: bool) -> None:
         """Hook: the optimizer is about to step, or to step its next group."""
-        if self._num_pauses:
+        if self.num_pauses:
             return
         begins = self.meter.begins_step()
-        if not self._is_limping:
-            self._guard(lambda: self._timed_before(closure=closure, begins=begins))
-        elif begins:
-            self._limp(self.meter.limp_before)
+        if self._is_limping:
+            if begins:
+                self._limp(self.meter.limp_before)
+        elif not self.is_off:
+            with self.meter.own_work(lap=begins):
+                if begins and not closure:
+                    rest = others(self._optimizer)
+                    self.surroundings.begin_step(self.meter.layout, [other.surroundings for other in rest])
+                self.meter.before_step(closure=closure, begins=begins)
 
-    def _timed_before(self, *, closure: bool, begins: bool) -> None:
-        with self.meter.own_work(lap=begins):
-            if begins and not closure:
-                some = [unit.params[0] for unit in self.meter.layout.units[: Renewal.PARAMS]]
-                self._renewal.look(some)
-                self.company.begin(some, _others(self._optimizer) if len(_attached) > 1 else ())
-            self.meter.before_step(closure=closure, begins=begins)
-
-    @_never_stops
+    @never_stops
     def after_step(self) -> None:
         """Hook: the optimizer has stepped, or has stepped one of its groups."""
-        if self._num_pauses or not self.meter.ends_step():
+        if self.num_pauses or not self.meter.ends_step():
             return
-        self._guard(self._timed_after)
+        self.guard(self._after_step)
         if self._is_limping:
             self._limp(self.meter.limp_after)
 
-    def _timed_after(self) -> None:
+    def _after_step(self) -> None:
         with self.meter.own_work():
             self.meter.after_step()
-            self.company.end()
-        if self.meter.is_capturing():  # from here on the hooks may be silent
-            self._polled, self._calls_seen = set(), self.meter.num_calls
+            self.surroundings.end_step()
+        if self.meter.is_capturing():
+            self._polling.capture()
 
     def _limp(self, work: Callable[[], None]) -> None:
         """Keep other processes from waiting for this one, whose measuring failed; give up when that fails too."""
@@ -206,76 +144,48 @@ class Attachment:
         except Exception:
             self._is_limping = False
 
-    @_never_stops
+    @never_stops
     def poll(self, caller: object) -> None:
-        """Measure at a listener's step() where hooks cannot fire; the first to come round again opens a new step."""
-        if self._num_pauses or self.meter.is_capturing():
+        """Measure at a listener's step() where hooks cannot fire."""
+        if self.num_pauses or (self.is_off and not self._is_limping) or self.meter.is_capturing():
             return
         if self.hooks is None:
-            if self._polled and id(caller) not in self._polled:
-                self._polled.add(id(caller))
-                return
-            self._polled = {id(caller)}
-            self.before_step(closure=False)
-            self.after_step()
+            if self._polling.opens_step(caller):
+                self.before_step(closure=False)
+                self.after_step()
         elif self.meter.is_captured:
-            self._poll_replay(caller)
-        elif not self.has_stepped:
-            self._polls += 1
-            if self._polls == 1:  # and not before: weights may be loaded after the observer was made
-                self._start_versions = self._version_sum()
-            elif self._version_sum() != self._start_versions:
-                self.hooks.remove()
-                self.hooks = None
-                logger.warning(
-                    "thermoclaw: the step hooks of %s do not fire although its parameters move; gradients are read at "
-                    "observer.step() from here on, so call it before zero_grad()",
-                    type(self._optimizer).__name__,
-                )
-                self.poll(caller)
-        else:
-            self._notice_strangers()
-
-    def _notice_strangers(self) -> None:
-        """Say once that the weights move although the observed optimizer does not step: another one was made."""
-        if self.meter.num_calls != self._idle_since:
-            self._idle_since, self._idle_versions, self._strange_moves = self.meter.num_calls, -1, 0
-            return
-        versions = self._version_sum()
-        self._strange_moves += self._idle_versions not in (-1, versions)
-        self._idle_versions = versions
-        if self._strange_moves >= STRANGE_MOVES:
-            last = self.meter.intake.start_step + self.meter.num_calls
-            self.warn_once(
-                "stranger",
-                f"the weights move, but the {type(self._optimizer).__name__} that is observed makes no steps since "
-                f"step {last}. If the optimizer was made anew, observe the new one: Observer(model, optimizer)",
+            self._polling.note_replay(caller)
+        elif self.has_stepped:
+            if self._polling.another_steps():
+                self._tell_of_another()
+        elif self._polling.hooks_are_silent():
+            self.hooks.remove()
+            self.hooks = None
+            logger.warning(
+                "thermoclaw: the step hooks of %s do not fire although its parameters move; gradients are read at "
+                "observer.step() from here on, so call it before zero_grad()",
+                type(self._optimizer).__name__,
             )
+            self.poll(caller)
 
-    def _poll_replay(self, caller: object) -> None:
-        """After a capture, hooks are silent: the first listener to come round again tells of a new replay."""
-        if self.meter.num_calls != self._calls_seen:  # hooks did fire: a step outside the graph
-            self._polled = {id(caller)}
-        elif not self._polled or id(caller) in self._polled:
-            self._polled = {id(caller)}
-            self._guard(self.meter.note_replay)
-        else:
-            self._polled.add(id(caller))
-        self._calls_seen = self.meter.num_calls
+    def _tell_of_another(self) -> None:
+        last = self.meter.intake.start_step + self.meter.num_calls
+        self.warn_once(
+            "stranger",
+            f"the weights move, but the {type(self._optimizer).__name__} that is observed makes no steps since "
+            f"step {last}. If the optimizer was made anew, observe the new one: Observer(model, optimizer)",
+        )
 
-    def _version_sum(self) -> int:
-        return sum(p._version for unit in self.meter.layout.units for p in unit.params)
-
-    @_never_stops
+    @never_stops
     def give_loss(self, loss: Any, *, fresh: bool) -> None:
         """Take a loss for the step just made; between two optimizer steps, losses are averaged."""
-        if self._num_pauses:
+        if self.num_pauses or self.is_off:
             return
         checked = self._check_loss(loss)
         if checked is None or self.meter.is_capturing():
             return
         if fresh:
-            self._guard(lambda: self.meter.set_loss(self._losses.of_step(checked)))
+            self.meter.set_loss(self._losses.of_step(checked))
         else:
             self._losses.keep(checked)
 
@@ -289,77 +199,64 @@ class Attachment:
             self.warn_once("loss", str(error))
             return None
 
-    def warn_once(self, key: str, message: str) -> None:
-        """Log a warning the first time it comes up."""
-        if key not in self._warned:
-            self._warned.add(key)
-            logger.warning("thermoclaw: %s", message)
-
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
         """Neither measure nor count what happens inside."""
-        self._num_pauses += 1
+        self.num_pauses += 1
         try:
             yield
         finally:
-            self._num_pauses -= 1
-            if not self._num_pauses:
-                self._polls = 0
-                self._guard(self.meter.interrupt)
+            self.num_pauses -= 1
+            if not self.num_pauses:
+                self._polling.allow_moves()
+                self.guard(self.meter.interrupt)
 
     # -- rows to findings -------------------------------------------------------------------------------------------
 
-    @_never_stops
+    @never_stops
     def advance(self, *, settled: bool = False) -> None:
         """Hand on rows that are due and let the rules look at fixed steps; `settled`: the newest row has its loss."""
-        if self.failed and self.hooks is not None and not self._is_limping:
-            self.hooks.remove()
         if settled:
             self.meter.transit.settle()
-        with self.meter.own_work():
-            self._guard(self._advance)
-        if (self.on_rows or self.keepers) and not self.failed and not self.meter.is_capturing():
-            last = self.meter.due_step
-            if last > self._told_step:
+        if self.is_off:
+            if self.hooks is not None and not self._is_limping:
+                self.hooks.remove()
+        elif not self.meter.is_capturing():
+            with self.meter.own_work():
+                last = self._take_in()
+            if last > self._told_step and (self.on_rows or self.keepers):
                 self._told_step = last
                 self._tell_rows(closing=False)
 
-    def _tell_rows(self, *, closing: bool) -> None:
-        for tell in (*self.on_rows, *self.keepers):
-            self._tell(tell, closing, given_to="on_rows")
-
-    def _advance(self) -> None:
-        if self.meter.is_capturing():
-            return
+    def _take_in(self) -> int:
+        """Take in the rows that are due, and what comes of them; returns the step of the last."""
         self.meter.ingest()
+        last = self.meter.due_step
         if self.meter.num_calls >= 2:
-            self._idle.look(self.meter.layout.unoptimized)
+            self.surroundings.look_outside(self.meter.layout)
         if self.meter.cadence.decision is not None and not self._has_cadence_event:
             self._has_cadence_event = True
-            self.events.append({"step": self.meter.due_step, **self.meter.cadence.decision})
-        last = self.meter.due_step
-        if last < self._next_check:
-            return
-        self._next_check = last + check_interval(last)
+            self.events.append({"step": last, **self.meter.cadence.decision})
+        if last >= self._next_check:
+            self._next_check = last + check_interval(last)
+            self._look_for_alarms(last)
+        return last
+
+    def _look_for_alarms(self, last: int) -> None:
         for finding in live_findings(self.record(stop=last + 1), known=self.alarms):
             self.alarms.append(finding)
             self.events.append({"kind": "alarm", "step": finding.raised_step, "finding": finding.to_json()})
-            for tell in self.on_alarm:
-                self._tell(tell, finding)
+            for listener in self.on_alarm:
+                self.tell(listener, finding, given_to="on_alarm")
 
-    def _tell(self, tell: Callable[[Any], None], what: Any, *, given_to: str = "on_alarm") -> None:
-        """Call a user's callback; its errors are its own, and measuring goes on."""
-        try:
-            tell(what)
-        except Exception:
-            if self.strict:
-                raise
-            logger.exception("thermoclaw: a callback given to %s failed; measuring goes on", given_to)
+    def _tell_rows(self, *, closing: bool) -> None:
+        for listener in (*self.on_rows, *self.keepers):
+            self.tell(listener, closing, given_to="on_rows")
 
     def catch_up(self) -> None:
         """Hand on every row, waiting for the device; after a failure, those that were complete."""
         if not self.failed:
-            self._guard(lambda: self.meter.ingest(everything=True))
+            self.guard(lambda: self.meter.ingest(everything=True))
         elif not self._is_salvaged:
             self._is_salvaged = True
             with contextlib.suppress(Exception):  # the failure was reported when it came
@@ -375,10 +272,9 @@ class Attachment:
             earlier = record.rows(stop=step + 1)
             self.meter.intake.history.append(earlier.steps.astype(np.int64), earlier.layer_values, earlier.run_values)
             self.events.extend(earlier.events)
-            raised = [event["finding"] for event in earlier.events if event.get("kind") == "alarm"]
-            self.alarms.extend(Finding.from_json(finding) for finding in raised)
+            self.alarms.extend(_alarms_in(earlier.events))
             self.run_id = record.meta.get("run_id", self.run_id)
-            self._idle.edges = dict(record.meta.get("outside_edges") or {})
+            self.surroundings.go_on_from(record.meta)
         self.events.append({"kind": "resume", "step": step})
         return fits
 
@@ -409,10 +305,7 @@ class Attachment:
             "next_check": self._next_check,
             "has_cadence_event": self._has_cadence_event,
             "losses": self._losses.pending,
-            "missing": self._idle.told,
-            "outside_edges": self._idle.edges,
-            "gradients_renewed": self._renewal.state,
-            "in_company": [self.company.reached, self.company.steps],
+            **self.surroundings.state_dict(),
             "is_polled": self.hooks is None,
             "run_id": self.run_id,
         }
@@ -446,14 +339,12 @@ class Attachment:
         self.events = untext(state, "events", list)
         if not all(isinstance(e, dict) and isinstance(e.get("step"), int) for e in self.events):
             raise StateError("its events lack their steps")
-        raised = [event["finding"] for event in self.events if event.get("kind") == "alarm"]
-        self.alarms = [Finding.from_json(finding) for finding in raised]
+        self.alarms = _alarms_in(self.events)
         self._next_check, self._has_cadence_event = count(state, "next_check"), take(state, "has_cadence_event", bool)
-        self._renewal = Renewal(*counts(state, "gradients_renewed"))
-        self.company = Company(*counts(state, "in_company"))
         self._losses.load(take(state, "losses", list), self.meter.device)
-        self._idle.load(take(state, "missing", dict), take(state, "outside_edges", dict))
-        self._calls_at_start, self._polls, self._polled = self.meter.num_calls, 0, set()
+        self.surroundings.load_state_dict(state)
+        self._calls_at_start = self.meter.num_calls
+        self._polling.restart()
         self._told_step = self.meter.due_step
         if take(state, "is_polled", bool) and self.hooks is not None:  # its hooks were found not to fire
             self.hooks.remove()
@@ -475,10 +366,7 @@ class Attachment:
         """What the run is."""
         return {
             **describe_run(self.meter, self._optimizer),
-            "unoptimized": self._idle.names,
-            "outside_edges": self._idle.edges,
-            "gradients_are_new": self._renewal.told,
-            "is_game": self.company.told,
+            **self.surroundings.meta(),
             "parameter_order": self._parameter_order,
             "failed": self.failed,
             **({"run_id": self.run_id} if self.run_id is not None else {}),
@@ -492,3 +380,7 @@ class Attachment:
             if self.hooks is not None:
                 self.hooks.remove()
             self._tell_rows(closing=True)
+
+
+def _alarms_in(events: Iterable[dict[str, Any]]) -> list[Finding]:
+    return [Finding.from_json(event["finding"]) for event in events if event.get("kind") == "alarm"]

@@ -13,9 +13,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from thermoclaw import checkpoint
-from thermoclaw.arguments import check_at_least, check_budget, check_choice, check_pair, is_main_process, refuse
+from thermoclaw.arguments import MODES, check_at_least, check_budget, check_choice, check_pair, is_main_process, refuse
 from thermoclaw.attach import unwrap
-from thermoclaw.attachment import Attachment, attach, attached_to
+from thermoclaw.attachment import Attachment, attach
 from thermoclaw.diagnosis.finding import Finding
 from thermoclaw.layers import Unit
 from thermoclaw.measure.settings import Settings
@@ -23,6 +23,7 @@ from thermoclaw.measure.sketch import SIZES
 from thermoclaw.partition import find_partition
 from thermoclaw.readout import Readout, last, mean
 from thermoclaw.record import Record
+from thermoclaw.registry import attached_to
 from thermoclaw.runs.keeper import DEFAULT_BYTES, Keeper
 from thermoclaw.snapshot import Snapshot, snapshot_dict
 from thermoclaw.state import count, take, text, untext
@@ -102,7 +103,7 @@ class Observer(Readout):
         refuse("alpha", alpha, 1.2)
         refuse("calib_start", calib_start, 200)
         every = log_every if log_every is not None else every
-        check_choice("mode", mode, ("sketch", "exact"))
+        check_choice("mode", mode, MODES)
         check_choice("sketch_size", sketch_size, SIZES)
         check_at_least("every", every, 1)
         if budget is not None:
@@ -114,36 +115,28 @@ class Observer(Readout):
         check_at_least("run_bytes", run_bytes, 1)
         inner = check_pair(model, optimizer)
         settings = Settings(mode, sketch_size, every, budget, lag, history_bytes, sigma_window_size)
-        if isinstance(model, (list, tuple)):
-            model = list(model)
-        self._attachment: Attachment = attach(
-            model,  # type: ignore[arg-type]
-            inner,
-            settings,
-            partition=find_partition(optimizer),
-            strict=strict,
-        )
-        self.model = model
-        self.optimizer = optimizer
-        self._seen_rows = self._attachment.meter.num_calls
-        self._epoch_history: list[dict[str, Any]] = []
-        self._epoch_start = 0
+        modules = _as_given(model)
+        partition = find_partition(optimizer)
+        self._share(attach(modules, inner, settings, partition=partition, strict=strict), modules, optimizer)
         if run_dir is not None and is_main_process():
             self._keeper = Keeper(self._attachment, run_dir, max_bytes=run_bytes)
 
     @classmethod
     def of(cls, model: Any, optimizer: Any) -> Observer:
         """An observer that shares what is already attached to the optimizer, or a new one."""
-        inner = check_pair(model, optimizer)
-        model = list(model) if isinstance(model, tuple) else model
+        inner, modules = check_pair(model, optimizer), _as_given(model)
         for attachment in attached_to(inner):
-            if attachment.model_is(model):
+            if attachment.model_is(modules):
                 observer = cls.__new__(cls)
-                observer._attachment, observer.model, observer.optimizer = attachment, model, optimizer
-                observer._seen_rows = attachment.meter.num_calls
-                observer._epoch_history, observer._epoch_start = [], 0
+                observer._share(attachment, modules, optimizer)
                 return observer
-        return cls(model, optimizer)
+        return cls(modules, optimizer)
+
+    def _share(self, attachment: Attachment, model: nn.Module | list[nn.Module], optimizer: Any) -> None:
+        self._attachment, self.model, self.optimizer = attachment, model, optimizer
+        self._seen_rows = attachment.meter.num_calls
+        self._epoch_history: list[dict[str, Any]] = []
+        self._epoch_start = 0
 
     def resume(self, record: Record | None = None, *, step: int | None = None, epoch: int | None = None) -> bool:
         """Continue a run from a checkpoint: the next step is number `step + 1`, with the earlier rows before it.
@@ -498,6 +491,11 @@ def observer_for(first: Any, optimizer: Any, observer: Any, *, who: str) -> Obse
             f"{who} takes an Observer, or a model and its optimizer: {who}(observer) or {who}(model, optimizer)"
         )
     return Observer.of(first, optimizer)
+
+
+def _as_given(model: nn.Module | Sequence[nn.Module]) -> nn.Module | list[nn.Module]:
+    """A module, or a list of them."""
+    return model if isinstance(model, nn.Module) else list(model)
 
 
 def _read_row(observer: Observer | None, row: int) -> dict[str, Any]:

@@ -11,8 +11,8 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from thermoclaw.attach import unwrap
-from thermoclaw.attachment import attached_to
 from thermoclaw.observer import Observer
+from thermoclaw.registry import attached_to
 
 FEEDBACK_LEAST = 0.25
 _HOT, _CALM = 1.15, 1.0

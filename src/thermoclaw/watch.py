@@ -159,7 +159,7 @@ class Watch:
 
     def _see(self, args: tuple[Any, ...], output: Any) -> None:
         module, attachment = self._module(), self._notes.attachment()
-        if self._is_off or module is None or attachment is None or attachment._num_pauses or not module.training:
+        if self._is_off or module is None or attachment is None or attachment.num_pauses or not module.training:
             return
         self._guard(attachment, lambda: self._take(steps_made(attachment) + 1, args, output))
 

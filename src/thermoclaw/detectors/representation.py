@@ -142,7 +142,7 @@ class _ByHand:
 
     def see(self, features: Any, target: Any) -> None:
         attachment = self._notes["features"].attachment()
-        if self._is_off or attachment is None or attachment._num_pauses or torch.compiler.is_compiling():
+        if self._is_off or attachment is None or attachment.num_pauses or torch.compiler.is_compiling():
             return
         step = max(steps_made(attachment), 1)
         self._is_off = not guarded(attachment, self._name, lambda: self._take(step, features, target))

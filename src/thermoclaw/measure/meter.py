@@ -38,6 +38,9 @@ def quiet_math() -> Iterator[None]:
     """No gradients, and no autocast: a measurement is never rounded to half precision."""
     with torch.no_grad():
         kinds = [k for k in ("cpu", "cuda") if torch.is_autocast_enabled(k)]
+        if not kinds:
+            yield
+            return
         with contextlib.ExitStack() as stack:
             for kind in kinds:
                 stack.enter_context(torch.autocast(kind, enabled=False))
