@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from packaging.requirements import Requirement
 
 from benchmarks import compatibility, lowest
@@ -42,4 +43,4 @@ def test_a_row_says_what_ran_and_how_it_ended(tmp_path: Path) -> None:
     assert row["skipped"] == {"could not import 'trl'": 1, "needs a CUDA device": 1}
     assert row["failed"] == ["tests.b::four", "tests.b::five"]
     assert row["versions"]["python"].startswith("3.")
-    assert row["versions"]["torch"] == __import__("torch").__version__
+    assert torch.__version__.startswith(row["versions"]["torch"].partition("+")[0])
