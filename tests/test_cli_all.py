@@ -92,6 +92,7 @@ def test_the_help_tells_the_exit_status(capsys) -> None:
     ("arguments", "words"),
     [
         (["diagnoze"], "did you mean diagnose?"),
+        ([], "are required: COMMAND; thermoclaw --help lists them"),
         (["diagnose", "a", "--jsno"], "unrecognized arguments: --jsno; did you mean --json?"),
         (["watch", "a", "--once", "--every", "0"], "'0' is not a number above 0"),
         (["watch", "a", "--every", "nan"], "'nan' is not a number above 0"),

@@ -27,6 +27,8 @@ class Parser(argparse.ArgumentParser):
             found = difflib.get_close_matches(unknown[1], sorted(set(_options(self))), n=1)
         elif wrong:
             found = difflib.get_close_matches(wrong[1], list(commands_of(self)), n=1)
+        elif message.endswith("required: COMMAND"):
+            return "; thermoclaw --help lists them"
         else:
             return ""
         return f"; did you mean {found[0]}?" if found else ""
