@@ -19,10 +19,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from thermoclaw.arguments import check_pair
+from thermoclaw.arguments import check_at_least, check_pair
 from thermoclaw.diagnosis.finding import Finding
 from thermoclaw.diagnosis.report import Report
-from thermoclaw.integrations.accelerator import ACCELERATE, Tap, Trackers, bare, check_supported, measures, say
+from thermoclaw.integrations.accelerator import ACCELERATE, Tap, Trackers, bare, check_supported, measures, say_above
 from thermoclaw.integrations.checkpoint_file import read_state, write_state
 from thermoclaw.integrations.never_stops import never_stops
 from thermoclaw.integrations.watch import Watch
@@ -91,8 +91,7 @@ def observe(
         >>> watched.report.healthy, len(watched.observer.record())
         (True, 3)
     """
-    if not isinstance(log_every, int) or isinstance(log_every, bool) or log_every < 1:
-        raise ValueError(f"log_every={log_every!r}: give a whole number of at least 1")
+    check_at_least("log_every", log_every, 1)
     if not isinstance(accelerator, ACCELERATE.Accelerator):
         raise TypeError(
             f"the first argument is the Accelerator, not {type(accelerator).__name__}: "
@@ -294,7 +293,7 @@ class Observed:
 
     def _say(self, text: str) -> None:
         if not self._quiet and self._accelerator.is_main_process:
-            say(text)
+            say_above(text)
 
     # -- checkpoints --------------------------------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from thermoclaw.integrations.say import say
 from thermoclaw.integrations.scalars import PREFIX
 
 try:
@@ -133,10 +134,6 @@ def _give(tracker: Any, values: dict[str, float], step: int) -> None:
     run.log({**values, STEP: step}, commit=False)
 
 
-def say(text: str) -> None:
-    """Print above a progress bar, if there is one, whatever the terminal can show."""
-    write = getattr(getattr(sys.modules.get("tqdm"), "tqdm", None), "write", print)
-    try:
-        write(text)
-    except UnicodeError:
-        write(text.encode("ascii", "replace").decode())
+def say_above(text: str) -> None:
+    """Print above a progress bar, if there is one."""
+    say(text, getattr(getattr(sys.modules.get("tqdm"), "tqdm", None), "write", print))

@@ -18,9 +18,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from thermoclaw.arguments import MODES, check_at_least, check_choice
 from thermoclaw.diagnosis.finding import Finding
 from thermoclaw.diagnosis.report import Report
-from thermoclaw.integrations.lightning_trainer import check_strategy, first_of, measures, package, results_folder, say
+from thermoclaw.integrations.lightning_trainer import (
+    check_strategy,
+    first_of,
+    measures,
+    package,
+    results_folder,
+    say_above,
+)
 from thermoclaw.integrations.never_stops import never_stops
 from thermoclaw.integrations.watch import Watch, check_early_stop, optimizer_names, stops
 from thermoclaw.observer import Observer
@@ -88,13 +96,11 @@ class ThermoclawLightning(pl.Callback):
         quiet: bool = False,
         strict: bool = False,
     ) -> None:
-        if log_every is not None and (not isinstance(log_every, int) or isinstance(log_every, bool) or log_every < 1):
-            raise ValueError(f"log_every={log_every!r}: give a whole number of at least 1")
+        if log_every is not None:
+            check_at_least("log_every", log_every, 1)
         check_early_stop(early_stop)
-        if mode not in ("sketch", "exact"):
-            raise ValueError(f"mode={mode!r}: choose one of sketch, exact")
-        if not isinstance(every, int) or isinstance(every, bool) or every < 1:
-            raise ValueError(f"every={every!r}: give a whole number of at least 1")
+        check_choice("mode", mode, MODES)
+        check_at_least("every", every, 1)
         self.log_every, self.enable_entropy_split, self.plot_on_end = log_every, enable_entropy_split, plot_on_end
         self.output_dir, self.loss, self.val_loss, self.early_stop = output_dir, loss, val_loss, early_stop
         self.mode, self.every, self.run_dir, self.quiet, self.strict = mode, every, run_dir, quiet, strict
@@ -358,7 +364,7 @@ class ThermoclawLightning(pl.Callback):
 
     def _say(self, trainer: Any, text: str) -> None:
         if not self.quiet:
-            say(trainer, text)
+            say_above(trainer, text)
 
 
 def _wide(loss: Tensor) -> Tensor:

@@ -14,6 +14,8 @@ from typing import Any
 
 from torch import nn
 
+from thermoclaw.integrations.say import say
+
 logger = logging.getLogger("thermoclaw")
 
 
@@ -40,7 +42,7 @@ def results_folder(trainer: Any, chosen: str | Path | None, log_dir: str | None)
     return Path(folder)
 
 
-def say(trainer: Any, text: str) -> None:
+def say_above(trainer: Any, text: str) -> None:
     """Print above the progress bar, or where Lightning prints; on the main process."""
     if not trainer.is_global_zero:
         return
@@ -48,10 +50,7 @@ def say(trainer: Any, text: str) -> None:
     if bar is None or not getattr(bar, "is_enabled", False):
         package().utilities.rank_zero.rank_zero_info(text)
         return
-    try:
-        bar.print(text)
-    except UnicodeError:
-        bar.print(text.encode("ascii", "replace").decode())
+    say(text, bar.print)
 
 
 def measures(trainer: Any, module: nn.Module) -> bool:
