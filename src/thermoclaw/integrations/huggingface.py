@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from thermoclaw.arguments import MODES, check_at_least, check_choice
 from thermoclaw.detectors.entropy_split import EntropySplit
 from thermoclaw.diagnosis.finding import Finding
 from thermoclaw.diagnosis.report import Report, diagnose
@@ -28,6 +29,7 @@ from thermoclaw.integrations.feed import Feed
 from thermoclaw.integrations.never_stops import never_stops
 from thermoclaw.integrations.outputs import RECORD_FILE, write_outputs
 from thermoclaw.integrations.points import Points
+from thermoclaw.integrations.say import say
 from thermoclaw.integrations.trainer_access import (
     agree,
     calling,
@@ -96,11 +98,9 @@ class ThermoclawCallback(TrainerCallback):
         quiet: bool = False,
         strict: bool = False,
     ) -> None:
-        if not isinstance(log_every, int) or isinstance(log_every, bool) or log_every < 1:
-            raise ValueError(f"log_every={log_every!r}: give a whole number of at least 1")
+        check_at_least("log_every", log_every, 1)
         check_early_stop(early_stop)
-        if mode not in ("sketch", "exact"):
-            raise ValueError(f"mode={mode!r}: choose one of sketch, exact")
+        check_choice("mode", mode, MODES)
         self.log_every, self.enable_entropy_split, self.plot_on_end = log_every, enable_entropy_split, plot_on_end
         self.output_dir, self.early_stop, self.mode = output_dir, early_stop, mode
         self.run_dir, self.quiet, self.strict = run_dir, quiet, strict
@@ -331,12 +331,9 @@ class ThermoclawCallback(TrainerCallback):
             self._say(f'Thermoclaw stops training, as early_stop="{self.early_stop}" asks')
 
     def _say(self, text: str) -> None:
-        """Print above the progress bar, whatever the terminal can show."""
+        """Print above the progress bar."""
         if not self.quiet and self._is_main:
-            try:
-                tqdm.write(text)
-            except UnicodeError:
-                tqdm.write(text.encode("ascii", "replace").decode())
+            say(text, tqdm.write)
 
     def _add_loss(self, loss: Any) -> None:
         """Add up the micro-batches of a step, on their device."""
