@@ -22,9 +22,10 @@ from synthetic import Synthetic
 pytest.importorskip("jinja2", reason="the extra html is not installed")
 pytest.importorskip("plotly", reason="the extra html is not installed")
 
-from thermoclaw import Observer, cli
+from thermoclaw import Observer, cli, diagnose
 from thermoclaw.diagnosis.finding import Finding
 from thermoclaw.record import LayerInfo, Record
+from thermoclaw.report.facts import run_facts
 from thermoclaw.report.html import reduce, render_html, tables, words, write_html
 from thermoclaw.report.html.groups import groups_of
 from thermoclaw.report.html.needs import asset
@@ -328,6 +329,17 @@ def test_verdicts_by_what_was_found() -> None:
     stopped = Synthetic(steps=9).record(failed=True)
     assert verdict([], stopped).state == "unknown"
     assert "stopped early" in verdict([], stopped).headline
+
+
+def test_all_reports_give_the_same_ends_of_the_loss() -> None:
+    run = Synthetic(300, 3)
+    run.loss = np.where(np.arange(300) % 7 == 5, 9.0, np.linspace(5.0, 1.0, 300))  # 300 rows are smoothed when drawn
+    run.loss[0] = np.nan
+    record = run.record()
+    ends = f"loss {run.loss[1]:.3g} → {run.loss[-1]:.3g}"
+    assert run_facts(record).endswith(ends)
+    assert ends in record._repr_html_()
+    assert f"loss {run.loss[1]:.4g} → {run.loss[-1]:.4g}" in diagnose(record).summary
 
 
 def test_the_rules_are_asked_unless_findings_are_given() -> None:

@@ -56,10 +56,11 @@ def test_rows_that_leave_steps_out_tell_the_same_ratio(every: int) -> None:
 
 def test_a_thinned_run_weighs_its_rows_by_the_steps_they_stand_for() -> None:
     norms, moves = bowl(4000)
-    norms, moves = norms + 0.01 * np.arange(4000), moves * np.linspace(1, 3, 4000)
+    norms, moves = norms + 1.0 * np.arange(4000), moves * np.linspace(1, 3, 4000)
     kept = np.concatenate([np.arange(0, 3000, 10), np.arange(3000, 4000)])
     exact, found = fluctuation_dissipation(norms, moves), fluctuation_dissipation(norms[kept], moves[kept], steps=kept)
-    assert found.value == pytest.approx(exact.value, rel=0.03)
+    assert exact.value < 0.8
+    assert found.value == pytest.approx(exact.value, abs=0.05)
 
 
 def test_norms_are_judged_over_the_last_half_of_the_steps() -> None:

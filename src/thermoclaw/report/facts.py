@@ -5,12 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 from thermoclaw.record import Record
-from thermoclaw.report.series import smooth, smoothing_width
 from thermoclaw.wording import number
 
 
 def run_facts(record: Record) -> str:
-    """A run in one line: layers, parameters, steps, and how the loss went."""
+    """A run in one line: layers, parameters, steps, and the first and the last loss, as all reports give them."""
     num_params = sum(layer.num_params for layer in record.layers)
     num_layers = len(record.layers)
     facts = [record.optimizer] if record.meta.get("optimizer") else []
@@ -24,8 +23,7 @@ def run_facts(record: Record) -> str:
     if not len(record):
         return " · ".join([*facts, "no steps recorded"])
     facts.append(steps_text(record.steps[0], record.steps[-1]))
-    mean = smooth(record["loss"], smoothing_width(len(record)))
-    good = mean[np.isfinite(mean)]
+    good = record.loss[np.isfinite(record.loss)]
     if len(good) > 1:
         facts.append(f"loss {number(good[0])} → {number(good[-1])}")
     return " · ".join(facts)
