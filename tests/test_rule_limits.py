@@ -112,13 +112,12 @@ def test_the_negative_of_a_cross_entropy_is_known_by_where_it_begins() -> None:
 
 
 def test_slopes_that_wander_must_fall_further() -> None:
-    def run(memory: float) -> Record:
-        random = np.random.default_rng(1)
-        noise = 0.1 * random.standard_normal(200)
-        for t in range(1, 200):
-            noise[t] = memory * noise[t - 1] + np.sqrt(1.0 - memory**2) * noise[t]
-        made = Synthetic(layers=4).set(loss=2.0, alignment=(0.4 + noise)[:, None])
-        return made.set(slice(120, None), alignment=(0.12 + noise[120:])[:, None]).record()
+    def run(*, shuffled: bool) -> Record:
+        swing = 0.16 * np.sin(2 * np.pi * STEPS / 50.0)
+        if shuffled:
+            swing = np.random.default_rng(1).permutation(swing)
+        alignment = np.where(STEPS < 120, 0.4, 0.12) + swing
+        return Synthetic(layers=4).set(loss=2.0, alignment=alignment[:, None]).record()
 
-    heard(run(0.0), "incoherent_update")
-    silent(run(0.9), "incoherent_update")
+    heard(run(shuffled=True), "incoherent_update")
+    silent(run(shuffled=False), "incoherent_update")

@@ -13,6 +13,7 @@ from thermoclaw.record import Record
 
 VANISH_RATIO, VANISH_HIGH, VANISH_ROWS, VANISH_MOVES = 2e-3, 3e-4, 20, 0.3
 GONE, GONE_HIGH, GONE_KEEPS, GONE_LOST, GONE_ROWS = 1e-2, 1e-3, 0.9, 3.0, 30
+ONE_DROP = 0.5  # of the whole, in logarithms
 EXPLODE_RATIO = 70.0
 STEEP, STEEP_CALM, STEEP_HIGH, STEEP_USUAL, ALREADY = 24.0, 1000.0, 30.0, 4.0, 0.5
 
@@ -80,6 +81,7 @@ def _early_layers(record: Record) -> Finding | None:
     )
     if view_of(record).is_unit_size:  # its steps do not follow the gradient: where they are alike, nothing is lost
         alive &= ~(moved > VANISH_MOVES * ends)
+    alive &= _fades(rms)
     span = held(alive & (ratio < VANISH_RATIO), VANISH_ROWS)
     if span is None:
         return None
@@ -102,6 +104,13 @@ def _early_layers(record: Record) -> Finding | None:
         layers=names_of(record, early),
         evidence={"gradient_ratio": float(ratio[row]), "update_ratio": float(moved[row])},
     )
+
+
+def _fades(rms: Array) -> Mask:
+    """Where gradients fade from layer to layer: one drop alone parts branches, or a layer that is off, [T]."""
+    with np.errstate(divide="ignore"):
+        size = np.log(np.maximum(trailing_mean(rms, 10), 1e-45))
+    return np.asarray(np.diff(size, axis=1).max(axis=1) < ONE_DROP * (size[:, -1] - size[:, 0]))
 
 
 def exploding_gradients(record: Record) -> Finding | None:

@@ -11,7 +11,7 @@ from thermoclaw.diagnosis.view import view_of
 from thermoclaw.record import Record
 
 GAP, GAP_HIGH, SHARE, PATIENCE = 0.22, 0.45, 0.4, 3
-RISE, STEADY, FALLING, IMPROVING = 0.1, 1.4, 0.85, 0.97
+RISE, STEADY, FALLING, IMPROVING = 0.1, 1.4, 0.85, 0.985
 
 
 def overfitting(record: Record) -> Finding | None:

@@ -13,7 +13,7 @@ from thermoclaw.quantities import Array
 from thermoclaw.record import Record
 
 BEFORE, AFTER = 20, 6
-SHIFT, SHIFT_HIGH, FALLS_BACK = 2.0, 4.0, 0.45
+SHIFT, SHIFT_HIGH, SHIFT_LEVEL, FALLS_BACK = 2.0, 4.0, 0.1, 0.45
 SPIKE_OVER, SPIKE_OVER_HIGH, SPIKE_MEMORY, STAYS = 20.0, 33.0, 50, 4
 SPIKE_ALIVE, TOLD = 0.5, 2
 SWING_ROWS, SWING_COHERENCE = 4, -0.4
@@ -58,7 +58,8 @@ def distribution_shift(record: Record) -> Finding | None:
         at = row - AFTER + 1
         if not usual[at] or sudden[row] <= 0.5 or _swings(view, at) or _meant(record, at):
             continue
-        if not _falls_back(record.loss[at : row + 1]):
+        high = np.median(record.loss[at : row + 1]) > SHIFT_LEVEL * abs(view.loss.start)  # not a ripple near its end
+        if high and not _falls_back(record.loss[at : row + 1]):
             return _shift(view, at, row, float(size[row]))
     return None
 

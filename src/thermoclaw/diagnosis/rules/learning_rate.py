@@ -15,6 +15,7 @@ from thermoclaw.diagnosis.signals import (
     Mask,
     decay_pull,
     held,
+    lagged,
     largest,
     lower_quartile,
     median_over,
@@ -33,7 +34,7 @@ LR_OVERSHOOT_SHARE = 0.7
 LR_SIGMA_GROWTH = 10.0
 LR_THROWN, LR_THROWN_STEPS, LR_THROWN_SPIKE = 2.0, 20, 1.2
 LR_STALLED_GAIN, LR_STALLED_STEP = 0.1, 100
-LR_EXPLODED = 5.0
+LR_EXPLODED, LR_BURST_ROWS = 5.0, 20
 LR_DESCENDS, LR_AGREES = 0.1, 0.5
 LR_JUMP, LR_JUMP_ROWS = 3.0, 60
 LR_FIRST, LR_FIRST_ROWS, LR_FIRST_FELL, LR_FIRST_ROSE, LR_DEEP = 0.2, 8, 0.8, 1.1, 3
@@ -72,7 +73,7 @@ def lr_too_high(record: Record) -> Finding | None:
 def _rewritten(record: Record) -> Finding | None:
     """The very first steps are as long as the weights themselves."""
     view = view_of(record)
-    if not view.fresh or len(record) < 5:
+    if not view.fresh or len(record) < 5 or view.big.sum() < 2:  # a single layer goes where it wants at once
         return None
     norm = np.maximum.accumulate(np.nan_to_num(record["param_norm"][:LR_FIRST_ROWS]), axis=0)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -184,10 +185,11 @@ class _StepSigns:
 
 
 def _burst(record: Record, loss: LossView) -> Mask:
-    """The loss stands at a multiple of all it was before."""
+    """The loss stands at a multiple of all it was twenty steps before, and of where it began."""
     values = record.loss
-    ceiling = np.maximum(loss.start, trailing_mean(values, 50)[0])
-    return np.asarray(values > LR_EXPLODED * np.abs(ceiling))
+    before = lagged(np.fmax.accumulate(np.abs(values)), LR_BURST_ROWS)
+    before[:LR_BURST_ROWS] = 0.0
+    return np.asarray(values > LR_EXPLODED * np.fmax(max(loss.start, float(values[0])), before))
 
 
 def _thrown_far(record: Record) -> bool:

@@ -18,7 +18,7 @@ HALF_ULP = {"torch.bfloat16": 2.0**-9, "torch.float16": 2.0**-12}
 TYPICAL_WEIGHT = 0.67  # median |θ| over root mean square, for a normal distribution
 TYPICAL_STEP = 0.5  # of the learning rate, under Adam
 LOST_SHARE_HIGH, LOST_SHARE, LOST_LAYERS = 0.8, 0.5, 0.14
-ZEROS_MORE, ZEROS_MANY, ZEROS_LAST, ZEROS_FROM, GONE_ROWS = 0.4, 0.6, 3, 4, 5
+ZEROS_MORE, ZEROS_MANY, ZEROS_SMALL, ZEROS_LAST, ZEROS_FROM, GONE_ROWS = 0.4, 0.6, 1e-4, 3, 4, 5
 ZEROS_LEVEL, SILENT_INPUTS, FLUSHED = 1e-3, 0.5, 1e-5
 EPSILON_STEP, EPSILON_LARGE, EPSILON_USUAL = 0.02, 1e-5, 1e-6
 DIVERGED = 1.5  # of the loss at the start
@@ -125,6 +125,9 @@ def underflow(record: Record) -> Finding | None:
     start, row = int(probed[max(span[0] - ZEROS_LAST + 1, 0)]), int(probed[span[1]])
     now, then = (middle(zeros[r]) for r in (row, int(probed[0])))
     if not now > then:  # the last layer that is trained is not the last there is, as with adapters
+        return gone
+    size = middle(np.sqrt(record["grad_sq"][row] / view.sizes)[big])
+    if now <= ZEROS_MANY and size > ZEROS_SMALL:  # of this size nothing is flushed: fewer examples reach the units
         return gone
     return tell(
         record,
