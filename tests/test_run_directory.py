@@ -363,8 +363,8 @@ def test_reading_while_another_process_writes(tmp_path: Path) -> None:
     try:
         until(lambda: (tmp_path / "a" / "meta.json").exists(), timeout_s=60)
         again, looks, last, numbers = RunReader(tmp_path / "a"), 0, 0, set()
-        end = time.monotonic() + 6
-        while time.monotonic() < end:
+        began, seen_enough = time.monotonic(), False
+        while time.monotonic() < began + 6 or (not seen_enough and time.monotonic() < began + 60):
             record = again.read().record if looks % 2 else load(tmp_path / "a")
             assert "unreadable" not in record.meta
             assert record.num_steps >= last
@@ -373,12 +373,11 @@ def test_reading_while_another_process_writes(tmp_path: Path) -> None:
             assert np.isfinite(record.loss).all()
             last, looks = record.num_steps, looks + 1
             numbers |= set(parts_in(tmp_path / "a"))
+            seen_enough = looks > 20 and len(numbers) > 20 and last > 600
     finally:
         child.kill()
         child.wait()
-    assert looks > 20
-    assert len(numbers) > 20
-    assert last > 600
+    assert seen_enough, (looks, len(numbers), last)
     assert len(load(tmp_path / "a")) < 600
 
 
@@ -423,7 +422,8 @@ def test_an_observer_that_is_gone_is_written_before_the_process_ends(tmp_path: P
 
 def test_a_forked_child_writes_nothing(tmp_path: Path) -> None:
     body = """
-    import os
+    import os, warnings
+    warnings.simplefilter("ignore", DeprecationWarning)  # from Python 3.12 on: of a fork beside threads
     run = Training(run_dir=sys.argv[1]).go(30)
     child = os.fork()
     if not child:
