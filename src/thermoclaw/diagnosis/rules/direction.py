@@ -15,7 +15,7 @@ from thermoclaw.record import Record
 LAG, LAG_HIGH, LAG_SETTLED, LAG_JUMP = 2.3, 3.5, 12, 3.0
 LOST_BEFORE, LOST_SHARE, LOST_SIGMA, LOST_BETA = 0.15, 0.4, 4.0, 0.95
 LOST_ROWS, LOST_BEFORE_ROWS, LOST_FROM, LOST_LEVEL, LOST_STALLS = 10, 25, 50, 0.05, 0.85
-LOST_MEMORY, LOST_RATE, LOST_AT_ONCE = 60, 1.0, 0.8
+LOST_MEMORY, LOST_RATE, LOST_AT_ONCE = 60, 1.0, 0.75
 
 
 def second_moment_lag(record: Record) -> Finding | None:
