@@ -254,6 +254,15 @@ def test_a_directory_that_is_removed_is_told_once(tmp_path: Path, quick: None, c
     assert len(caplog.records) == 1
 
 
+def test_a_directory_that_is_removed_while_parts_are_merged_is_lost(tmp_path: Path) -> None:
+    Training(run_dir=tmp_path / "a").go(40).observer.close()
+    kept = Store(tmp_path / "a", max_bytes=1 << 20)
+    kept.go_on(last_step=40)
+    (tmp_path / "a").rename(tmp_path / "b")
+    with pytest.raises(claims.Lost, match="was removed"):
+        kept._read(0)
+
+
 # -- nothing grows -----------------------------------------------------------------------------------------------------
 
 

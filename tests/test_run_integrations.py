@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,8 @@ def test_the_trainer_keeps_its_run_and_goes_on_with_it(tmp_path: Path) -> None:
     assert callback.observer is not None
     assert_same_record(load(tmp_path / "run"), callback.observer.record())
     assert load(tmp_path / "run").num_steps == 32
+    if version("transformers").startswith("4.46."):
+        pytest.skip("with torch 2.6 it does not read what it saved of random numbers")
     again = train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-20"))
     assert again.observer is not None
     assert again.observer.run_dir == tmp_path / "run"

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from thermoclaw.record import RecordError
+from thermoclaw.runs.claim import Lost
 from thermoclaw.runs.names import part_name, parts_in
 from thermoclaw.runs.rows import Rows, joined, read_part, row_bytes, write_part
 from thermoclaw.thinning import thinned
@@ -143,10 +144,12 @@ class Store:
         self._replace(first, last, joined(held) if held else None)
 
     def _read(self, at: int) -> Rows | None:
-        """A part's rows, or None with a message where somebody has damaged it."""
+        """A part's rows, or None with a message where it is damaged; Lost where the whole directory is gone."""
         try:
             return read_part(self._parts[at].path)
         except (RecordError, FileNotFoundError) as error:
+            if not self._folder.exists():
+                raise Lost(f"{self._folder} was removed") from None
             logger.warning("thermoclaw: rows in %s are lost: %s", self._folder, error)
             return None
 
