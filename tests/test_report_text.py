@@ -78,3 +78,11 @@ def test_a_report_made_by_hand_shows_its_summary() -> None:
     made: dict[str, Any] = {"equilibrium_fraction": 1.0, "equilibrium_layers": [], "non_equilibrium_layers": []}
     made |= {"entropy_split_available": False, "worst_R_ie_layers": [], "recommendations": [], "raw_stats": {}}
     assert str(module.Report("All is well.", True, **made)).startswith("All is well.\n")
+
+
+def test_a_large_overhead_is_a_number_that_people_read() -> None:
+    run = Synthetic(60, 4)
+    run.set(d_iS_wd=1e-3, d_iS_momentum=0.0, d_iS_noise=0.0, alignment=0.01)
+    summary = module.diagnose(run.record()).summary
+    assert "overhead R_ie " in summary
+    assert "e+0" not in summary

@@ -17,6 +17,7 @@ from thermoclaw.files import atomic_file
 from thermoclaw.quantities import EQUILIBRIUM_BAND, R_IE_CAP, Array
 from thermoclaw.record import Record
 from thermoclaw.runs.reader import load
+from thermoclaw.wording import number as in_digits
 
 _RECENT = 50
 _WIDTH = 110  # characters of a line
@@ -61,10 +62,10 @@ class Report:
         lines.append("")
         if not self.findings:
             lines.append("Nothing to report: no rule found anything wrong.")
-        roots = {code: number for number, f in enumerate(self.findings, start=1) for code in f.explains}
-        for number, finding in enumerate(self.findings, start=1):
+        roots = {code: place for place, f in enumerate(self.findings, start=1) for code in f.explains}
+        for place, finding in enumerate(self.findings, start=1):
             root = roots.get(finding.code) if finding.confidence == "LOW" else None
-            lines += _paragraphs(number, finding) if root is None else _consequence(number, finding, root)
+            lines += _paragraphs(place, finding) if root is None else _consequence(place, finding, root)
         return "\n".join(lines).rstrip()
 
     def _repr_html_(self) -> str:
@@ -217,7 +218,7 @@ def _lines(record: Record, findings: list[Finding], fraction: float, stats: dict
     if np.isfinite(fraction):
         background.append(f"{fraction:.0%} of layers at their usual rate (r)")
     if np.isfinite(stats["R_ie_median"]):
-        background.append(f"overhead R_ie {stats['R_ie_median']:.2g} in the typical layer")
+        background.append(f"overhead R_ie {in_digits(stats['R_ie_median'])} in the typical layer")
     if np.isfinite(stats["rho_mean"]):
         background.append(f"coherence {stats['rho_mean']:.2f}")
     lines = [_verdict(record, urgent), _run(record, len(urgent), len(findings) - len(urgent), stats)]
