@@ -781,3 +781,18 @@ def test_no_graph_is_kept_alive_by_a_loss() -> None:
         del loss
         gc.collect()
         assert all(ref() is None for ref in saved)
+
+
+def test_a_record_knows_the_last_step_that_was_given_a_loss() -> None:
+    model = nn.Linear(4, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    observer = Observer(model, optimizer, strict=True)
+    for step in range(8):
+        optimizer.zero_grad()
+        model(torch.randn(3, 4)).square().mean().backward()
+        optimizer.step()
+        observer.step(loss=float("nan") if step < 6 else None)
+    assert observer.record().meta["last_loss_step"] == 6
+    again = Observer(model, optimizer.__class__(model.parameters(), lr=0.1))
+    again.load_state_dict(observer.state_dict())
+    assert again.record().meta["last_loss_step"] == 6

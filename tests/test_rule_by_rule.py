@@ -703,7 +703,9 @@ def test_a_gradient_that_jumps_with_the_data_is_no_spike() -> None:
 
 
 def test_where_there_is_nothing_to_learn() -> None:
-    silent(Synthetic().set(loss=0.0, grad_sq=0.0).record(), "no_gradient")
+    silent(Synthetic(30).set(loss=0.0, grad_sq=0.0).record(), "no_gradient")
+    never = heard(Synthetic().set(loss=0.0, grad_sq=0.0).record(), "no_gradient")  # a loss that hides its infinities
+    assert (never.confidence, never.raised_step) == ("MEDIUM", 40)
     assert heard(Synthetic().set(grad_sq=0.0).record(), "no_gradient").raised_step == 3
     gone = np.concatenate([np.full(5, 0.1), np.full(45, 0.95)])
     silent(Synthetic().probe(silent_rows=gone, dead_rows=gone).set(loss=0.0).record(), "dead_units")

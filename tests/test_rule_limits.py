@@ -121,3 +121,12 @@ def test_slopes_that_wander_must_fall_further() -> None:
 
     heard(run(shuffled=True), "incoherent_update")
     silent(run(shuffled=False), "incoherent_update")
+
+
+@pytest.mark.parametrize(("rows", "confidence"), [(5, "LOW"), (60, "MEDIUM")])
+def test_a_loss_that_is_not_a_number_while_all_else_is_sound(rows: int, confidence: str) -> None:
+    made = Synthetic().set(slice(100, 100 + rows), loss=np.nan)
+    assert confidences(made.record())["non_finite"] == confidence
+    at_the_end = Synthetic().set(slice(200 - rows, None), loss=np.nan)
+    assert confidences(at_the_end.record(last_loss_step=200))["non_finite"] == confidence
+    assert "non_finite" not in confidences(at_the_end.record(last_loss_step=200 - rows))  # no longer given

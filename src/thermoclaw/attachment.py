@@ -185,7 +185,7 @@ class Attachment(Failsafe):
         if checked is None or self.meter.is_capturing():
             return
         if fresh:
-            self.meter.set_loss(self._losses.of_step(checked))
+            self.meter.set_loss(self._losses.of_step(checked, self.meter.intake.start_step + self.meter.num_calls))
         else:
             self._losses.keep(checked)
 
@@ -305,6 +305,7 @@ class Attachment(Failsafe):
             "next_check": self._next_check,
             "has_cadence_event": self._has_cadence_event,
             "losses": self._losses.pending,
+            "last_loss_step": self._losses.last_step,
             **self.surroundings.state_dict(),
             "is_polled": self.hooks is None,
             "run_id": self.run_id,
@@ -341,7 +342,7 @@ class Attachment(Failsafe):
             raise StateError("its events lack their steps")
         self.alarms = _alarms_in(self.events)
         self._next_check, self._has_cadence_event = count(state, "next_check"), take(state, "has_cadence_event", bool)
-        self._losses.load(take(state, "losses", list), self.meter.device)
+        self._losses.load(take(state, "losses", list), count(state, "last_loss_step"), self.meter.device)
         self.surroundings.load_state_dict(state)
         self._calls_at_start = self.meter.num_calls
         self._polling.restart()
@@ -368,6 +369,7 @@ class Attachment(Failsafe):
             **describe_run(self.meter, self._optimizer),
             **self.surroundings.meta(),
             "parameter_order": self._parameter_order,
+            "last_loss_step": self._losses.last_step,
             "failed": self.failed,
             **({"run_id": self.run_id} if self.run_id is not None else {}),
         }

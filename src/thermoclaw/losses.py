@@ -40,19 +40,21 @@ class Losses:
 
     def __init__(self) -> None:
         self.pending: list[Loss] = []
+        self.last_step = 0  # the last one that was given a loss: a NaN up to there is one
 
     def keep(self, loss: Loss) -> None:
         """For later: a copy, as the user may go on adding to the tensor."""
         self.pending.append(loss.clone() if isinstance(loss, Tensor) else loss)
         self.pending = self.pending[-MOST:]
 
-    def of_step(self, last: Loss) -> Loss:
+    def of_step(self, last: Loss, step: int) -> Loss:
         """The step's loss, of which `last` is the last part; what was kept is gone."""
-        losses, self.pending = [*self.pending, last], []
+        losses, self.pending, self.last_step = [*self.pending, last], [], step
         return mean(losses)
 
-    def load(self, losses: list[Any], device: torch.device) -> None:
-        """What `pending` was when a state was saved."""
+    def load(self, losses: list[Any], last_step: int, device: torch.device) -> None:
+        """What `pending` and `last_step` were when a state was saved."""
+        self.last_step = last_step
         self.pending = [x.to(device).reshape(()) if isinstance(x, Tensor) else float(x) for x in losses]
 
 

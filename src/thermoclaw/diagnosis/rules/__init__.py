@@ -56,7 +56,7 @@ RULES: tuple[Rule, ...] = (
         values.non_finite,
         "NaN or Inf in weights, gradients or loss",
         "grad_sq, param_sq and loss are finite",
-        "any; HIGH when weights are hit or two steps have it",
+        f"any; HIGH in weights or at two steps; of the loss alone LOW, MEDIUM for {values.LOSS_ROWS} steps",
         "IEEE 754",
     ),
     Rule(

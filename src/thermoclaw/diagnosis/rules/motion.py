@@ -11,6 +11,7 @@ from thermoclaw.diagnosis.signals import Mask, held, weights_of
 from thermoclaw.diagnosis.view import View, view_of
 from thermoclaw.record import Record
 
+SOLVED_ROWS = 40
 MORE_THAN_A_HEAD = 3  # weight layers: a head may be trained on random features on purpose
 BALANCE = 3.0  # factor within which decay may hold the weights where they are: signed steps stop at 1/λ
 UNIFORM = 3.5  # standard deviations within which the largest weight is where a uniform draw has it
@@ -23,17 +24,20 @@ def no_gradient(record: Record) -> Finding | None:
     silent = (record["grad_sq"] == 0).all(axis=1)
     never = np.asarray(~(record["has_grad"] > 0).any(axis=1))
     span = held(silent, 3)
-    if span is None or span[0] > 0 or (record.loss[:3] == 0).all():  # nothing to learn has no gradient
+    solved = bool((record.loss[:3] == 0).all())  # nothing to learn has no gradient, but not for ever
+    if solved and span is not None:
+        span = held(silent, SOLVED_ROWS)
+    if span is None or span[0] > 0:
         return _no_gradient_any_more(view_of(record))
     row = span[1]
     what = "missing (None)" if never[row] else "exactly zero"
     return Finding(
         code="no_gradient",
-        confidence="HIGH",
+        confidence="MEDIUM" if solved else "HIGH",
         title="no gradient reaches the optimizer",
         seen=f"Every gradient was {what} in the first {row + 1} steps.",
         meaning="The optimizer steps on nothing: the loss does not depend on these parameters, or the gradients were "
-        "cleared before the step.",
+        "cleared before the step." + (" The loss is exactly zero as well." if solved else ""),
         advice="Call zero_grad() after optimizer.step() and before backward(), not between backward() and step(); "
         "check that the loss is computed from this model without detach() or no_grad().",
         source="definition",

@@ -6,8 +6,10 @@ import numpy as np
 
 from thermoclaw.diagnosis.finding import Finding, describe_layers
 from thermoclaw.diagnosis.selection import chosen, names_of
-from thermoclaw.diagnosis.signals import Mask
+from thermoclaw.diagnosis.signals import Mask, held
 from thermoclaw.record import Record
+
+LOSS_ROWS = 10  # rows of such losses alone, with sound weights and gradients
 
 
 def non_finite(record: Record) -> Finding | None:
@@ -30,7 +32,9 @@ def non_finite(record: Record) -> Finding | None:
         for name, hit in (("loss", loss[row]), ("gradient", grads[row].any()), ("weights", weights[row].any()))
         if hit
     ]
-    confidence = "HIGH" if reached or grads.any(axis=1).sum() >= 2 else "MEDIUM" if grads.any() else "LOW"
+    confidence = "MEDIUM" if grads.any() or held(loss, LOSS_ROWS) is not None else "LOW"
+    if reached or grads.any(axis=1).sum() >= 2:
+        confidence = "HIGH"
     place = f" in {describe_layers(chosen(record, where), len(record.layers))}" if where.any() else ""
     step = int(record.steps[row])
     reach = "The weights themselves are lost." if reached else "The weights are still finite."
@@ -55,6 +59,9 @@ def _loss_is_given(record: Record) -> Mask:
     """Rows for which a loss was given: a NaN between losses is a NaN, before the first or after the last it is none."""
     given = np.isfinite(record.loss)
     before = np.cumsum(given) > 0
+    last = record.meta.get("last_loss_step")
+    if last is not None:
+        return np.asarray(before & (record.steps <= last))
     after = np.cumsum(given[::-1])[::-1] > 0
     lost_for_good = before & ~after & (~np.isfinite(record["grad_sq"])).any(axis=1)
     return np.asarray((before & after) | lost_for_good)
