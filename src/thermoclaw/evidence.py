@@ -32,6 +32,7 @@ EVIDENCE: dict[str, str] = {
     "distance_over_walk": (
         "Squared distance from the start over that of steps of the same lengths in random directions."
     ),
+    "distance_ratio": "Distance of the weights from their start, over their norm.",
     "effective_rank": (
         "Number of directions that the outputs of the module use: exp of the entropy of their spectrum."
     ),

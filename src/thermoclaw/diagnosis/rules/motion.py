@@ -92,9 +92,9 @@ def frozen_layers(record: Record) -> Finding | None:
         return Finding(
             code="frozen_layers",
             confidence="HIGH",
-            title=f"{names} get gradients and do not move",
-            seen=f"{names} got gradients for at least 10 steps at a learning rate above zero and did not change by one "
-            "bit.",
+            title=f"gradients do not move {names}",
+            seen=f"In {names}, weights got gradients for at least 10 steps at a learning rate above zero and did not "
+            "change by one bit.",
             meaning="The optimizer's step does not reach these weights, or is smaller than their number format holds.",
             advice="Check that the optimizer was built after the model was moved or re-created; in bfloat16 or float16 "
             "keep float32 master weights.",

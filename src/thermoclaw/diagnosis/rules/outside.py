@@ -188,7 +188,7 @@ def _undone(view: View) -> Finding | None:
         advice="Look for what writes older weights back: an average (EMA) that is copied into the model that trains, "
         "load_state_dict() in the loop, a copy from another process.",
         source="a random walk's mean squared displacement, Σ‖Δ‖²",
-        evidence={"distance_over_walk": float(spread[row]), "distance": float(far[row])},
+        evidence={"distance_over_walk": float(spread[row]), "distance_ratio": float(far[row])},
     )
 
 
