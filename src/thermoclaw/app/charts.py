@@ -77,7 +77,8 @@ def quantity_chart(record: Record, name: str, layers: Sequence[str], findings: S
     bins = make_bins(np.asarray(record.steps, dtype=float), POINTS)
     steps = record.steps[bins.starts].tolist()
     positive = bool((values[np.isfinite(values)] > 0).all()) and _spread(values) > 30
-    chart = figure(f"{quantity.symbol}: {quantity.name}", "step", quantity.unit, height=380, log=positive)
+    axis = quantity.symbol if quantity.unit == "1" else f"{quantity.symbol} ({quantity.unit})"
+    chart = figure(f"{quantity.symbol}: {quantity.name}", "step", axis, height=380, log=positive)
     binned = bin_mean(values, bins)
     if values.ndim == 1:
         chart.add_scatter(x=steps, y=_plain(binned), name=quantity.name, line={"color": LINE})
