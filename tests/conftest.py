@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
+import logging
 import os
 import random
 from collections.abc import Callable, Iterator
@@ -34,7 +35,8 @@ needs_shards = pytest.mark.skipif(
 
 @pytest.fixture(autouse=True)
 def _one_thread_and_a_seed() -> Iterator[None]:
-    """Every test starts from the same random state and leaves torch as it was."""
+    """Every test starts from the same random state, with the log as it is by default, and leaves torch as it was."""
+    logging.getLogger("thermoclaw").setLevel(logging.NOTSET)  # the zoo's workers silence it in their process
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     torch.sparse.check_sparse_tensor_invariants.disable()  # torch warns until somebody decides

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import logging
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +23,6 @@ from thermoclaw.diagnosis.remedies import Remedy
 from thermoclaw.record import Record
 
 FAILING, HEALTHY = Case("regression", "plain", "decay_too_high", 2), Case("regression", "plain", None, 2)
-
-
-@pytest.fixture(autouse=True)
-def quiet() -> Iterator[None]:
-    """The zoo's workers silence the log."""
-    level = logging.getLogger("thermoclaw").level
-    yield
-    logging.getLogger("thermoclaw").setLevel(level)
 
 
 @pytest.fixture(scope="module")

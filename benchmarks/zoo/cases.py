@@ -27,14 +27,14 @@ SEEDS = (0, 1, 2)
 VARIANTS_EACH = 17  # of the variants that are no fault's control, drawn for each program by its name
 QUICK_EVERY = 12
 
-# The failures of the catalogue that gradients, parameters, optimizer state and losses are enough for.
+# The failures that gradients, parameters, optimizer state and losses are enough for.
 CATALOGUE = (
     "non_finite", "loss_spike", "gradient_spike", "second_moment_lag", "incoherent_update", "lr_too_high",
     "lr_too_low", "weight_decay_too_high", "weight_blow_up", "momentum_too_high", "vanishing_gradients",
     "exploding_gradients", "dead_units", "bad_init", "frozen_layers", "no_gradient", "gradient_accumulation_bug",
     "gradient_noise", "label_noise", "plateau", "overfitting", "over_clipping", "lost_updates", "underflow",
     "epsilon_dominates", "lr_schedule_zero", "layer_lr_mismatch", "unnormalised_input", "distribution_shift",
-    "attention_logit_growth", "output_logit_divergence",
+    "attention_logit_growth", "output_logit_divergence", "wrong_sign",
 )  # fmt: skip
 
 
