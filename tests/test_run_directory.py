@@ -251,7 +251,7 @@ def test_a_directory_that_is_removed_is_told_once(tmp_path: Path, quick: None, c
     run.go(40)
     until(lambda: "was removed" in caplog.text)
     run.go(40).observer.close()
-    assert len(caplog.records) == 1
+    assert caplog.text.count("was removed") == 1  # rows that were being merged just then may be told lost, too
 
 
 def test_a_directory_that_is_removed_while_parts_are_merged_is_lost(tmp_path: Path) -> None:
