@@ -24,8 +24,9 @@ def wrong_sign(record: Record) -> Finding | None:
     view = view_of(record)
     if view.loss is None:
         return None
-    if _is_negated(view):
-        return _negated(view)
+    negated = _negated(view)
+    if negated is not None:
+        return negated
     if not record.loss[0] > 0:
         return None
     spans = [(span, window) for window in WINDOWS if (span := held(_rises_as_foretold(record, view, *window), ROWS))]
@@ -63,20 +64,20 @@ def wrong_sign(record: Record) -> Finding | None:
     )
 
 
-def _is_negated(view: View) -> bool:
-    """Whether a fresh run's loss begins at −ln C, where a cross-entropy over C classes begins at ln C, and falls."""
+def _negated(view: View) -> Finding | None:
+    """A fresh run's loss begins at −ln C, where a cross-entropy over C classes begins at ln C, and falls."""
     first = average(view.record.loss[:NEGATED_ROWS])
-    near = np.isfinite(view.chance) and abs(first + view.chance) < NEGATED_NEAR * view.chance
-    return bool(near and view.fresh and len(view.record) >= 2 * NEGATED_ROWS and view.record.loss[-1] < first)
-
-
-def _negated(view: View) -> Finding:
-    first = average(view.record.loss[:NEGATED_ROWS])
+    if not (view.fresh and np.isfinite(view.chance) and abs(first + view.chance) < NEGATED_NEAR * view.chance):
+        return None
+    falls = trailing_mean(view.record.loss, NEGATED_ROWS) < first
+    span = held(falls & (np.arange(len(falls)) >= NEGATED_ROWS), ROWS)
+    if span is None:
+        return None
     return tell(
         view.record,
         "wrong_sign",
         "HIGH",
-        (0, 2 * NEGATED_ROWS - 1),
+        (0, span[1]),
         title="the loss is the negative of a cross-entropy",
         seen=f"The loss began at {first:.4g}, where a cross-entropy over {np.exp(view.chance):.0f} classes begins at "
         f"ln {np.exp(view.chance):.0f} = {view.chance:.4g}, and falls from there. No cross-entropy is below zero.",
