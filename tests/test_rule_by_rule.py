@@ -121,6 +121,19 @@ def test_epsilon_above_the_gradient() -> None:
     silent(weak.record(param_groups=group, optimizer="SGD"), "epsilon_dominates")
 
 
+def test_epsilon_a_few_times_above_the_gradient_of_a_model_that_does_not_learn() -> None:
+    def run(rms: float, step: float, loss: float = 2.5, first: int = 0) -> Record:
+        made = Synthetic().set(loss=loss * (0.1 + 0.9 * np.exp(-np.arange(200) / (2.0 if loss < 1 else 400.0))))
+        wobble = np.exp(0.1 * np.random.default_rng(0).standard_normal((200, 8)))[first:]
+        made.set(slice(first, None), update_sq=4096 * (step * 1e-3) ** 2, grad_sq_smooth=4096 * rms**2)
+        return made.set(slice(first, None), grad_sq=4096 * rms**2 * wobble).record()
+
+    assert heard(run(2e-9, 0.1), "epsilon_dominates").raised_step < 60
+    silent(run(2e-9, 0.3), "epsilon_dominates")  # steps of ordinary length
+    silent(run(2e-9, 0.1, loss=0.5), "epsilon_dominates")  # with the loss gone, so are gradients
+    silent(run(2e-9, 0.1, first=90), "epsilon_dominates")
+
+
 @pytest.mark.parametrize(("gain", "known"), [(0.0, "zero"), (9.0, "9.0"), (1e-4, "1.0e-04")])
 def test_weights_at_a_wrong_scale(gain: float, known: str) -> None:
     run = Synthetic().set(0, start_gain=gain)
@@ -381,7 +394,9 @@ def test_validation_that_no_longer_follows() -> None:
 def test_a_model_that_multiplies_its_signal() -> None:
     run = Synthetic().set(slice(0, 3), grad_sq=1e6).set(0, loss=60.0)
     assert "steepness" in heard(run.record(), "exploding_gradients").evidence
-    silent(Synthetic().set(slice(0, 3), grad_sq=1e4).record(), "exploding_gradients")  # a loss that stays calm
+    calm = Synthetic().set(slice(0, 3), grad_sq=4e2)  # 80 times the loss, which stays where it is
+    assert heard(calm.record(), "exploding_gradients").confidence == "MEDIUM"
+    silent(Synthetic().set(slice(0, 3), grad_sq=1e2).record(), "exploding_gradients")
 
 
 def test_a_cut_graph_and_missing_parameters() -> None:
@@ -537,6 +552,21 @@ def test_adam_whose_state_is_lost_at_every_step() -> None:
     silent(run(0.9, 0.1), "optimizer_state_reset")
 
 
+def test_adam_whose_state_is_lost_again_and_again() -> None:
+    def run(every: int, coherence: float = 0.1, size: float = 1.0) -> Record:
+        made = Synthetic().set(coherence=coherence, update_sq=4096 * (0.4e-3) ** 2)
+        made.columns["update_sq"][::every] = 4096 * (size * 0.9e-3) ** 2
+        made.columns["update_sq"][0] = 4096 * (0.9e-3) ** 2
+        return made.record()
+
+    finding = heard(run(7), "optimizer_state_reset")
+    assert "every 7 steps" in finding.title
+    assert finding.raised_step < 60
+    silent(run(7, coherence=0.9), "optimizer_state_reset")
+    silent(run(7, size=0.9), "optimizer_state_reset")  # long, but not as the first
+    silent(run(40), "optimizer_state_reset")  # now and then it may be meant
+
+
 def test_steps_that_are_taken_back() -> None:
     def run(share: float, *, coherence: float = 0.3, learned: bool = False) -> Record:
         made = Synthetic(optimizer="SGD").set(coherence=coherence, update_sq=1e-4)
@@ -644,14 +674,18 @@ def test_a_rate_that_gains_nothing_in_a_hundred_steps() -> None:
 def test_a_usual_initialization_is_known() -> None:
     shape = {f"blocks.{i}.fc": [64, 64] for i in range(8)}
 
-    def began(gain: float) -> bool:
-        record = Synthetic().probe(start_gain=gain, grad_zeros=0.3).record(layer_shapes=shape)
+    def began(gain: float, each: list[int] = shape["blocks.0.fc"], layers: int = 8) -> bool:
+        made = Synthetic(layers=layers).probe(start_gain=gain, grad_zeros=0.3)
+        record = made.record(layer_shapes=dict.fromkeys(shape, each))
         return view_of(record).newly_initialised
 
     assert began(3**-0.5)
     assert began(2**0.5)
     assert began(0.16)  # 0.02·√64
     assert not began(0.7)
+    assert began((24 / 144) ** 0.5, [144, 24])  # the three gates of a recurrent cell as one matrix
+    assert not began(3**-0.5, [16, 16], 2)  # two small matrices may be at it by chance
+    assert began(3**-0.5, [16, 16], 4)
     assert not view_of(kept := Synthetic().record(layer_shapes=shape)).newly_initialised, kept  # nobody looked
 
 

@@ -130,3 +130,58 @@ def test_a_loss_that_is_not_a_number_while_all_else_is_sound(rows: int, confiden
     at_the_end = Synthetic().set(slice(200 - rows, None), loss=np.nan)
     assert confidences(at_the_end.record(last_loss_step=200))["non_finite"] == confidence
     assert "non_finite" not in confidences(at_the_end.record(last_loss_step=200 - rows))  # no longer given
+
+
+def test_steps_of_a_new_model_that_never_leave_the_straight_line() -> None:
+    def run(gain: float = 3**-0.5, reach: float = -0.9, ratio: float = 1e-4, falls: float = 3e-3) -> Record:
+        made = Synthetic(optimizer="SGD").set(loss=2.5 * np.exp(-falls * STEPS)).probe(start_gain=gain)
+        size = 0.1 * np.exp(0.1 * np.random.default_rng(0).standard_normal((200, 8)))
+        made.set(update_sq=(ratio * 10.0) ** 2, grad_sq=size**2, alignment=1.0, overshoot=reach * 0.1 * ratio * 10.0)
+        return made.record()
+
+    assert heard(run(), "lr_too_low").confidence == "MEDIUM"
+    silent(run(gain=0.7), "lr_too_low")  # it was trained before: slow may be meant
+    silent(run(reach=-0.6), "lr_too_low")
+    silent(run(ratio=1e-3), "lr_too_low")
+    silent(run(falls=1e-2), "lr_too_low")  # it learns
+
+
+def test_gradients_that_never_were() -> None:
+    def run(size: float, optimizer: str = "SGD", ratio: float = 1e-10) -> dict[str, str]:
+        made = Synthetic(optimizer=optimizer).set(loss=2.5).set(grad_sq=size**2 * 4096, update_sq=(ratio * 10.0) ** 2)
+        return confidences(made.record())
+
+    assert run(1e-10)["vanishing_gradients"] == "HIGH"
+    assert "vanishing_gradients" not in run(1e-10, "AdamW")
+    assert "vanishing_gradients" not in run(1e-6)
+    assert "vanishing_gradients" not in run(1e-10, ratio=1e-6)
+
+
+def test_a_sum_of_gradients_that_is_clipped_before_each_step() -> None:
+    def run(told: bool | None) -> dict[str, str]:
+        random = np.random.default_rng(0)
+        made = Synthetic().set(loss=2.0 + 0.3 * random.standard_normal(200), coherence=0.95, noise_share=0.0)
+        made.set(grad_sq=0.09 * np.exp(0.1 * random.standard_normal((200, 8))), update_sq=0.04)
+        return confidences(made.record(gradients_are_new=told))
+
+    assert run(False)["gradient_accumulation_bug"] == "HIGH"
+    assert "gradient_accumulation_bug" not in run(None)
+    assert "gradient_accumulation_bug" not in run(True)
+
+
+def test_targets_that_move_with_the_model_are_restless() -> None:
+    """A loss without progress and with much noise tells nothing where nobody knows what chance would be."""
+    made = Synthetic().set(loss=2.5 + 0.5 * np.random.default_rng(0).standard_normal(200), coherence=0.02)
+    made.set(noise_share=0.97).probe(start_gain=3**-0.5, grad_zeros=0.3)
+    silent(made.record(), "gradient_noise")
+
+
+def test_small_steps_on_noise_tell_the_same_later() -> None:
+    def run(ratio: float) -> dict[str, str]:
+        made = Synthetic(300).set(loss=2.5 + 0.02 * np.sin(np.arange(300)), coherence=0.02, noise_share=0.97)
+        made.set(update_sq=(ratio * 10.0) ** 2).probe(start_gain=3**-0.5, grad_zeros=0.3)
+        return confidences(made.record())
+
+    assert run(2e-3)["label_noise"] == "MEDIUM"
+    assert run(8e-4)["label_noise"] == "MEDIUM"
+    assert "label_noise" not in run(4e-4)

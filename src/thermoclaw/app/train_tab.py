@@ -20,6 +20,7 @@ from thermoclaw.wording import number
 
 REFRESH_S = 2.0
 _METRIC = 140  # pixels
+_BEGUN = "begun"  # of the session: the run that this page began last
 _UPLOAD = "A ZIP file of my own (below)"
 
 
@@ -45,6 +46,8 @@ def new_run(folders: Folders) -> None:
         begin = st.form_submit_button("Start training", type="primary")
     if begin:
         _begin(folders, name, {**given, "model": model}, "" if data == _UPLOAD else known[data], sent)
+    else:
+        st.session_state.pop(_BEGUN, None)
 
 
 def _settings() -> dict[str, Any]:
@@ -74,14 +77,16 @@ def _settings() -> dict[str, Any]:
 
 
 def _begin(folders: Folders, name: str, given: dict[str, Any], data: str, sent: Any) -> None:
-    try:
-        if not data and sent is None:
-            raise ValueError("choose a ZIP file, or one of the data sets")
-        data = data or folders.keep_upload(sent.getvalue())
-        jobs.start(folders, name, {**given, "data": data})
-    except (OSError, ValueError) as error:
-        st.error(plain(error))
-        return
+    if st.session_state.get(_BEGUN) != name or name not in folders.list_runs():  # else a second click
+        try:
+            if not data and sent is None:
+                raise ValueError("choose a ZIP file, or one of the data sets")
+            data = data or folders.keep_upload(sent.getvalue())
+            jobs.start(folders, name, {**given, "data": data})
+        except (OSError, ValueError) as error:
+            st.error(plain(error))
+            return
+        st.session_state[_BEGUN] = name
     st.query_params["run"] = name
     st.rerun()
 

@@ -48,6 +48,22 @@ def _total(values: Array) -> Array:
     return np.where(known.any(axis=1), np.where(known, values, 0.0).sum(axis=1), np.nan)
 
 
+def _off_usual(gain: float, outputs: float, inputs: float, ltype: str) -> tuple[float, float]:
+    """How far a gain is from the nearest usual one, relatively, and the relative error of a gain of so many weights.
+
+    rms·√fan-in: 1/√3 (PyTorch, linear and convolution), √2 (He), √(2·in/(in + out)) (Glorot), 0.02·√in (GPT), and
+    √(g·in/(3·out)) where the g gates of a recurrent cell are one matrix. Tables have no fan-in: 1 (PyTorch), 0.02.
+    """
+    error = 1.0 / np.sqrt(2.0 * inputs * outputs)
+    if ltype == "embedding":
+        scales = [1.0, 0.02]
+    else:
+        glorot = np.sqrt(2.0 * inputs / (inputs + outputs))
+        gates = [np.sqrt(gates * inputs / (3.0 * outputs)) for gates in (1.0, 3.0, 4.0)]
+        scales = [1 / np.sqrt(3.0), np.sqrt(2.0), glorot, 0.02 * np.sqrt(inputs), *gates]
+    return float(np.abs(gain / np.array(scales) - 1.0).min()), float(error)
+
+
 @dataclass(frozen=True, eq=False)
 class View:
     """See the module's docstring."""
@@ -112,21 +128,21 @@ class View:
 
     @cached_property
     def newly_initialised(self) -> bool:
-        """Whether most weight matrices began at the scale of a usual initialization; trained ones are at none of these.
+        """Whether weight matrices began at the scales of usual initializations; trained ones are at none of these.
 
-        rms·√fan-in: 1/√3 (PyTorch, linear and convolution), √2 (He), √(2·in/(in + out)) (Glorot), 0.02·√in (GPT).
+        Each matrix is weighed: how much likelier is its scale if it is a usual one, known to the error of a root mean
+        square of so many normal numbers, than if it is anything within a factor of ten?
         """
         gain, shapes = first_known(self.optional("start_gain")), self.record.meta.get("layer_shapes") or {}
-        usual = []
+        usual, weight = [], 0.0
         for layer, value in zip(self.record.layers, gain, strict=True):
             shape = shapes.get(layer.name)
-            if shape and len(shape) > 1 and np.prod(shape) >= 1000 and np.isfinite(value) and value > 0:
-                inputs, outputs = float(np.prod(shape[1:])), float(shape[0])
-                glorot = np.sqrt(2.0 * inputs / (inputs + outputs))
-                scales = np.array([1 / np.sqrt(3.0), np.sqrt(2.0), glorot, 0.02 * np.sqrt(inputs)])
-                error = 3.0 / np.sqrt(2.0 * inputs * outputs)  # of a root mean square of so many normal numbers
-                usual.append(bool((np.abs(value / scales - 1.0) < error).any()))
-        return self.fresh and len(usual) > 1 and float(np.mean(usual)) >= 0.75
+            if shape and len(shape) > 1 and np.prod(shape) >= 200 and np.isfinite(value) and value > 0:
+                off, error = _off_usual(float(value), float(shape[0]), float(np.prod(shape[1:])), layer.ltype)
+                usual.append(off < 3.0 * error)
+                if usual[-1]:
+                    weight += np.log(np.log(10.0) / 4.0 * np.exp(-0.5 * (off / error) ** 2) / (2.5 * error))
+        return self.fresh and len(usual) > 1 and float(np.mean(usual)) >= 0.75 and weight > np.log(20.0)
 
     @cached_property
     def is_game(self) -> bool:

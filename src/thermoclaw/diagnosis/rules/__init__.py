@@ -129,7 +129,8 @@ RULES: tuple[Rule, ...] = (
         precision.epsilon_dominates,
         "Adam's ε hides the gradient",
         "root mean square gradient against ε, step over learning rate",
-        f"rms < ε and step < {precision.EPSILON_STEP:g} lr in half of the parameters",
+        f"rms < ε and step < {precision.EPSILON_STEP:g} lr in half of the parameters; or from the start rms < "
+        f"{precision.BELOW_LITTLE:g} ε and step < {precision.BELOW_STEP:g} lr in {precision.BELOW_SHARE:.0%}",
         "Wortsman et al. 2023 (arXiv 2309.14322)",
     ),
     Rule(
@@ -169,9 +170,10 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "optimizer_state_reset",
         outside.optimizer_state_reset,
-        "Adam's state begins anew at every step",
-        "rms(Δ)/lr where gradients are not zero, coherence",
-        f"1 ± {outside.FRESH_NEAR:g} at {outside.FRESH_PROBES} probes, coherence < {outside.FRESH_COHERENCE:g}",
+        "Adam's state begins anew at every step, or every few",
+        "rms(Δ)/lr where gradients are not zero, or against the first step's; coherence",
+        f"1 ± {outside.FRESH_NEAR:g} at {outside.FRESH_PROBES} probes, or at {outside.AGAIN_TIMES} steps no more than "
+        f"{outside.AGAIN_EVERY} apart; coherence < {outside.FRESH_COHERENCE:g}",
         "Kingma and Ba 2015 (arXiv 1412.6980)",
     ),
     Rule(
@@ -254,7 +256,8 @@ RULES: tuple[Rule, ...] = (
         pace.lr_too_low,
         "Steady descent that gets nowhere",
         "slope of the next batch along the step, update_ratio, steps that a tenth of the loss takes",
-        f"reach < {pace.LOW_REACH}, update_ratio < {pace.LOW_UPDATE:g}, pace > {pace.LOW_PACE:g} × the steps made",
+        f"reach < {pace.LOW_REACH}, update_ratio < {pace.LOW_UPDATE:g}, pace > {pace.LOW_PACE:g} × the steps made; of "
+        f"a new model reach < {pace.SHORT_REACH}, update_ratio < {pace.SHORT_UPDATE:g} for {pace.SHORT_ROWS} steps",
         "Karpathy 2019",
     ),
     Rule(
@@ -319,8 +322,9 @@ RULES: tuple[Rule, ...] = (
         "exploding_gradients",
         depth.exploding_gradients,
         "Gradients grow with depth or with time",
-        "root mean square gradient of first against last layers; growth of the norm",
-        f"× {depth.EXPLODE_RATIO:g} while the loss makes no progress",
+        "root mean square gradient of first against last layers; growth of the norm; ‖g‖‖θ‖ over the loss at the start",
+        f"× {depth.EXPLODE_RATIO:g} while the loss makes no progress; ‖g‖‖θ‖ > {depth.STEEP:g} L and the loss jumps, "
+        f"or > {depth.STEEP_CALM:g} L",
         "AutoTrainer (ICSE 2021)",
     ),
     Rule(
@@ -329,7 +333,8 @@ RULES: tuple[Rule, ...] = (
         "Early layers get no gradient; or all have lost it, and the loss is as high as ever",
         "root mean square gradient of first against last layers; gradient norm against its largest",
         f"ratio < {depth.VANISH_RATIO:g} for {depth.VANISH_ROWS} steps, HIGH < {depth.VANISH_HIGH:g}; norm < "
-        f"{depth.GONE:g} for {depth.GONE_ROWS} steps, HIGH < {depth.GONE_HIGH:g}",
+        f"{depth.GONE:g} for {depth.GONE_ROWS} steps, HIGH < {depth.GONE_HIGH:g}; under SGD rms < {depth.NEVER_SIZE:g} "
+        f"since the first step",
         "AutoTrainer (ICSE 2021)",
     ),
     Rule(

@@ -23,7 +23,7 @@ SUM_ROWS, SUM_NOISE, SUM_COHERENCE, SUM_BATCHES, SUM_MOVES, SUM_KEEPS, SUM_LASTS
     20,
     80,
 )
-SUM_PAYS, SUM_GROWS, SUM_EARLY = 0.4, 1.5, slice(2, 12)
+SUM_PAYS, SUM_GROWS, SUM_EARLY, SUM_NOT_NEW = 0.4, 1.5, slice(2, 12), 0.6
 
 
 def gradient_accumulation_bug(record: Record) -> Finding | None:
@@ -41,7 +41,13 @@ def gradient_accumulation_bug(record: Record) -> Finding | None:
     if span is None:
         return None
     row = span[1]
-    grown = f"grew to {growth[row]:.1f} times the first one's norm" if growth[row] > 1.5 else "is clipped at one norm"
+    grown = (
+        f"grew to {growth[row]:.1f} times the first one's norm"
+        if growth[row] > 1.5
+        else "is clipped at one norm"
+        if view.is_clipped(CLIP_ROWS)[row]
+        else "was never a new one"
+    )
     return tell(
         record,
         "gradient_accumulation_bug",
@@ -74,7 +80,8 @@ def _steady_sum(record: Record, growth: Array) -> tuple[int, int] | None:
     moving = trailing_mean(view.update_ratio, SUM_ROWS) > SUM_MOVES
     hit = (noise < SUM_NOISE) & (turning > SUM_COHERENCE) & batches_differ & moving
     grows = (growth > SUM_GROWS) & (middle(growth[SUM_EARLY]) > 1.0)  # a sum is longer than what it began with
-    hit &= grows | ((growth > SUM_KEEPS) & view.is_clipped(CLIP_ROWS))
+    kept = record.meta.get("gradients_are_new") is False  # clipping before each sum leaves no norm of its own
+    hit &= grows | ((growth > SUM_KEEPS) & view.is_clipped(CLIP_ROWS)) | ((growth > SUM_NOT_NEW) & kept)
     hit &= ~_pays(view)
     hit[:SUM_ROWS] = False
     hit &= record["step"] < SUM_UNTIL  # a sum that was never cleared shows early

@@ -14,8 +14,9 @@ from thermoclaw.record import Record
 VANISH_RATIO, VANISH_HIGH, VANISH_ROWS, VANISH_MOVES = 2e-3, 3e-4, 20, 0.3
 GONE, GONE_HIGH, GONE_KEEPS, GONE_LOST, GONE_ROWS = 1e-2, 1e-3, 0.9, 3.0, 30
 ONE_DROP = 0.5  # of the whole, in logarithms
+NEVER_SIZE, NEVER_MOVES, NEVER_RATE, NEVER_ROWS = 1e-8, 1e-8, 1e-5, 40
 EXPLODE_RATIO = 70.0
-STEEP, STEEP_CALM, STEEP_HIGH, STEEP_USUAL, ALREADY = 24.0, 1000.0, 30.0, 4.0, 0.5
+STEEP, STEEP_CALM, STEEP_HIGH, STEEP_CALM_HIGH, STEEP_USUAL, ALREADY = 24.0, 60.0, 30.0, 300.0, 4.0, 0.5
 
 
 def _depth_profile(record: Record) -> tuple[Mask, Array] | None:
@@ -32,7 +33,7 @@ def _depth_profile(record: Record) -> tuple[Mask, Array] | None:
 
 def vanishing_gradients(record: Record) -> Finding | None:
     """Early layers get next to no gradient and do not move; or all have lost it, and the loss is as high as ever."""
-    return _early_layers(record) or _everywhere(record)
+    return _early_layers(record) or _everywhere(record) or _never_any(record)
 
 
 def _everywhere(record: Record) -> Finding | None:
@@ -63,6 +64,34 @@ def _everywhere(record: Record) -> Finding | None:
         "its range and inputs are normalized; lower the learning rate, and start again.",
         source="LeCun et al. 1998, Efficient BackProp: saturated units; docs: diagnosis",
         evidence={"gradient_left": share, "loss": float(level[row]), "loss_at_start": first},
+    )
+
+
+def _never_any(record: Record) -> Finding | None:
+    """Since the first step gradients have been so small that no step of SGD changed a weight to speak of."""
+    view = view_of(record)
+    if not view.fresh or view.is_unit_size:
+        return None
+    size = median_over(np.sqrt(record["grad_sq"] / view.sizes), view.big)
+    small = (size > 0) & (size < NEVER_SIZE) & (view.update_ratio < NEVER_MOVES) & (view.lr > NEVER_RATE)
+    span = held(small, NEVER_ROWS)
+    if span is None or span[0] > 0:
+        return None
+    row = span[1]
+    return tell(
+        record,
+        "vanishing_gradients",
+        "HIGH",
+        span,
+        title="there has been next to no gradient since the first step",
+        seen=f"In {int(record.steps[row])} steps at a learning rate of {view.lr[row]:.2g} no gradient was larger than "
+        f"{largest(size[: row + 1]):.1e} a weight, and a step changes a typical layer by {view.update_ratio[row]:.1e} "
+        "of its norm: less than its number format resolves.",
+        meaning="The loss as it is computed hardly depends on the weights.",
+        advice="Look at what the loss is multiplied or divided by: a temperature without its square, a mean over too "
+        "much, a product of small numbers, a saturated output.",
+        source="IEEE 754: float32 resolves 6e-8; Hinton et al. 2015 (arXiv 1503.02531) for the square",
+        evidence={"grad_rms": float(size[row]), "update_ratio": float(view.update_ratio[row])},
     )
 
 
@@ -174,7 +203,7 @@ def _blast(record: Record) -> Finding | None:
     return tell(
         record,
         "exploding_gradients",
-        "HIGH" if steep > STEEP_HIGH else "MEDIUM",
+        "HIGH" if steep > (STEEP_CALM_HIGH if calm else STEEP_HIGH) else "MEDIUM",
         (0, 2),
         title="exploding gradients at the start",
         seen=f"Before anything was learned, ‖g‖‖θ‖ of a typical layer is {steep:,.0f} times the loss: a change of its "

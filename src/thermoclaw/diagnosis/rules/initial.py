@@ -92,7 +92,10 @@ def _bad_init(record: Record, what: str, mask: Mask, gain: Array) -> Finding:
 def unnormalised_input(record: Record) -> Finding | None:
     """The first layer is driven by inputs far from unit scale."""
     view = view_of(record)
-    if not view.fresh or len(record) < 5 or view.big.sum() < 2:  # errors of a linear model cancel in its bias
+    if not view.fresh or len(record) < 5:
+        return None
+    matrices = np.isfinite(first_known(view.optional("start_gain"))) & view.trained
+    if max(matrices.sum(), view.big.sum()) < 2:  # errors of a linear model cancel in its bias
         return None
     scales = view.optional("input_scale")[:INPUT_ROWS]
     if not np.isfinite(scales).any():

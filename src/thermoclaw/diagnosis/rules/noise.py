@@ -30,7 +30,10 @@ def _flat(view: View) -> tuple[Mask, Array] | None:
     error = loss.noise * np.sqrt(2.0 / WINDOW)
     flat = np.abs(early - late) < 2.5 * error + 0.01 * first
     flat &= (late > FLAT_LEVEL * first) | (np.abs(late / view.chance - 1) < 1 - CHANCE)
-    moving = (trailing_mean(view.update_ratio, 20) > FLAT_MOVES) & (view.lr > 0.3 * np.maximum.accumulate(view.lr))
+    pace = trailing_mean(view.update_ratio, 20)
+    path = np.nancumsum(view.update_ratio)  # small steps tell the same, later
+    moving = (pace > FLAT_MOVES) | ((pace > 0.4 * FLAT_MOVES) & (path > FLAT_MOVES * SETTLED))
+    moving &= view.lr > 0.3 * np.maximum.accumulate(view.lr)
     agreement = np.abs(trailing_mean(view.coherence, WINDOW))
     share = trailing_mean(median_over(record["noise_share"], view.big), WINDOW)
     blind = (agreement < FLAT_COHERENCE) & (share > FLAT_SHARE)
@@ -47,7 +50,8 @@ def gradient_noise(record: Record) -> Finding | None:
     """The batch is too small, or the gradient too noisy, for the signal in it."""
     view = view_of(record)
     found = _flat(view)
-    span = held(found[0] & (found[1] > RESTLESS), 8) if found is not None else None
+    known = np.isfinite(view.chance)  # a restless loss may chase targets that move with the model, as in Q-learning
+    span = held(found[0] & (found[1] > RESTLESS), 8) if found is not None and known else None
     drowned = _drowned(view)
     if drowned is not None and (span is None or drowned[0] < span[0]):
         return _noise(view, drowned, sudden=True)

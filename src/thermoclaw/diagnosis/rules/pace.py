@@ -17,6 +17,7 @@ LOW_REACH, LOW_ROWS, LOW_GAIN = -0.4, 40, 0.02
 LOW_UPDATE, LOW_PACE, LOW_PACE_HIGH = 2e-4, 3.0, 25.0
 LOW_TINY, LOW_REACH_TINY = 2e-5, -0.2  # such steps are too short whatever the noise
 LATE_ROWS, LATE_UPDATE, LATE_GAIN, LATE_REACH, LATE_PACE = 100, 6e-4, 0.01, -0.25, 10.0  # nothing gained for long
+SHORT_REACH, SHORT_UPDATE, SHORT_LEFT, SHORT_ROWS = -0.75, 1.5e-4, 0.7, 100  # of a model that is new
 LOW_TARGET = 3e-3  # update ratio that the advice aims at: between fine-tuning and small models from scratch
 CLIPPED_UPDATE, CLIPPED_GAIN = 6e-4, 0.15
 CLIP_ROWS, SAME_GRADIENT = 20, 0.999
@@ -50,7 +51,21 @@ def _crawling(view: View, *, update: float = LOW_UPDATE, gain: float = LOW_GAIN)
     )
     late = (view.reach < LATE_REACH) & (ratio < LATE_UPDATE) & nothing & (pace > LATE_PACE)
     where |= late & ~view.rate_rises & (view.lr > 0) & (np.arange(len(record)) >= LATE_ROWS)
+    where |= _never_curves(view, ratio, first)
     return np.asarray(where & np.isfinite(pace)), pace
+
+
+def _never_curves(view: View, ratio: Array, first: float) -> Mask:
+    """Where a new model has made a hundred steps, each far within the region in which its gradient holds, [T]."""
+    if not view.newly_initialised:
+        return np.zeros(len(ratio), dtype=bool)  # a model that was trained before may be meant to move slowly
+    short = (view.reach < SHORT_REACH) & (ratio < SHORT_UPDATE) & ~view.rate_rises
+    short &= (trailing_mean(view.record.loss, 20) > SHORT_LEFT * first) & (
+        view.lr > 0.3 * np.maximum.accumulate(view.lr)
+    )
+    return np.asarray(
+        short & (trailing_mean(short.astype(float), SHORT_ROWS) > 0.97) & (np.arange(len(short)) >= SHORT_ROWS)
+    )
 
 
 def _is_clipped(view: View) -> Mask:

@@ -21,6 +21,7 @@ LOST_SHARE_HIGH, LOST_SHARE, LOST_LAYERS = 0.8, 0.5, 0.14
 ZEROS_MORE, ZEROS_MANY, ZEROS_SMALL, ZEROS_LAST, ZEROS_FROM, GONE_ROWS = 0.4, 0.6, 1e-4, 3, 4, 5
 ZEROS_LEVEL, SILENT_INPUTS, FLUSHED = 1e-3, 0.5, 1e-5
 EPSILON_STEP, EPSILON_LARGE, EPSILON_USUAL = 0.02, 1e-5, 1e-6
+BELOW_LITTLE, BELOW_STEP, BELOW_SHARE, BELOW_ROWS = 0.3, 0.15, 0.95, 20
 DIVERGED = 1.5  # of the loss at the start
 CLIPPED_ROWS = 7  # with one and the same gradient norm
 
@@ -219,12 +220,29 @@ def below_epsilon(view: View) -> BelowEpsilon | None:
     share = (below * sizes).sum(axis=1) / max(sizes.sum(), 1.0)
     span = held(share > (0.5 if eps > EPSILON_USUAL else 0.9), 8)  # with a usual ε, small gradients are the cause
     if span is None or (span[0] > 50 and eps < EPSILON_LARGE):
-        return None
+        return _from_the_start(view, rms, eps)
     row = span[1]
     mask = below[row]
     step, typical = middle(view.unit_update[row][mask]), float(np.median(rms[row][mask]))
     is_clipping = bool(eps <= EPSILON_USUAL and view.is_clipped(CLIPPED_ROWS)[row])
     return BelowEpsilon(span, mask, eps, typical, step, float(share[row]), is_clipping)
+
+
+def _from_the_start(view: View, rms: Array, eps: float) -> BelowEpsilon | None:
+    """From the beginning, whatever has a gradient steps by a fraction of what Adam would make of it without ε."""
+    record = view.record
+    if not view.fresh or view.loss is None:
+        return None
+    low = (rms < BELOW_LITTLE * eps) & (rms > 1e-3 * eps) & (trailing_mean(view.unit_update, 10) < BELOW_STEP)
+    sizes = np.where(rms > 0, view.sizes, 0.0)
+    share = ((low & (record["lr"] > 0)) * sizes).sum(axis=1) / np.maximum(sizes.sum(axis=1), 1.0)
+    span = held((share > BELOW_SHARE) & _has_not_learned(view), BELOW_ROWS)
+    if span is None or span[0] > BELOW_ROWS:
+        return None
+    row = span[1]
+    step, typical = middle(view.unit_update[row][low[row]]), float(np.median(rms[row][low[row]]))
+    clipped = bool(eps <= EPSILON_USUAL and view.is_clipped(CLIPPED_ROWS)[row])
+    return BelowEpsilon(span, low[row], eps, typical, step, float(share[row]), clipped)
 
 
 def epsilon_dominates(record: Record) -> Finding | None:
