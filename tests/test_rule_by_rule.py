@@ -129,6 +129,7 @@ def test_epsilon_a_few_times_above_the_gradient_of_a_model_that_does_not_learn()
         return made.set(slice(first, None), grad_sq=4096 * rms**2 * wobble).record()
 
     assert heard(run(2e-9, 0.1), "epsilon_dominates").raised_step < 60
+    silent(run(8e-9, 0.1), "epsilon_dominates")
     silent(run(2e-9, 0.3), "epsilon_dominates")  # steps of ordinary length
     silent(run(2e-9, 0.1, loss=0.5), "epsilon_dominates")  # with the loss gone, so are gradients
     silent(run(2e-9, 0.1, first=90), "epsilon_dominates")

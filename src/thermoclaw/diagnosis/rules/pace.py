@@ -147,7 +147,7 @@ def _below_epsilon(view: View) -> Finding | None:
     return tell(
         view.record,
         "over_clipping",
-        "HIGH",
+        told.confidence,
         told.span,
         title="clipping holds every step back",
         seen=f"The gradient norm was {norm:.3g} at every step, as clipping makes it: {told.rms:.1e} a weight, below "

@@ -21,7 +21,7 @@ LOST_SHARE_HIGH, LOST_SHARE, LOST_LAYERS = 0.8, 0.5, 0.14
 ZEROS_MORE, ZEROS_MANY, ZEROS_SMALL, ZEROS_LAST, ZEROS_FROM, GONE_ROWS = 0.4, 0.6, 1e-4, 3, 4, 5
 ZEROS_LEVEL, SILENT_INPUTS, FLUSHED = 1e-3, 0.5, 1e-5
 EPSILON_STEP, EPSILON_LARGE, EPSILON_USUAL = 0.02, 1e-5, 1e-6
-BELOW_LITTLE, BELOW_STEP, BELOW_SHARE, BELOW_ROWS = 0.3, 0.15, 0.95, 20
+BELOW_LITTLE, BELOW_STEP, BELOW_SHARE, BELOW_ROWS, BELOW_FROM = 0.5, 0.2, 0.6, 20, 40
 DIVERGED = 1.5  # of the loss at the start
 CLIPPED_ROWS = 7  # with one and the same gradient norm
 
@@ -204,6 +204,7 @@ class BelowEpsilon:
     step: float
     share: float
     is_clipping: bool
+    confidence: str = "HIGH"
 
 
 def below_epsilon(view: View) -> BelowEpsilon | None:
@@ -237,12 +238,12 @@ def _from_the_start(view: View, rms: Array, eps: float) -> BelowEpsilon | None:
     sizes = np.where(rms > 0, view.sizes, 0.0)
     share = ((low & (record["lr"] > 0)) * sizes).sum(axis=1) / np.maximum(sizes.sum(axis=1), 1.0)
     span = held((share > BELOW_SHARE) & _has_not_learned(view), BELOW_ROWS)
-    if span is None or span[0] > BELOW_ROWS:
+    if span is None or span[0] > BELOW_FROM:
         return None
     row = span[1]
     step, typical = middle(view.unit_update[row][low[row]]), float(np.median(rms[row][low[row]]))
     clipped = bool(eps <= EPSILON_USUAL and view.is_clipped(CLIPPED_ROWS)[row])
-    return BelowEpsilon(span, low[row], eps, typical, step, float(share[row]), clipped)
+    return BelowEpsilon(span, low[row], eps, typical, step, float(share[row]), clipped, confidence="MEDIUM")
 
 
 def epsilon_dominates(record: Record) -> Finding | None:
@@ -255,7 +256,7 @@ def epsilon_dominates(record: Record) -> Finding | None:
     return tell(
         record,
         "epsilon_dominates",
-        "HIGH",
+        told.confidence,
         told.span,
         mask=mask,
         title="epsilon hides the gradient",
