@@ -185,3 +185,29 @@ def test_small_steps_on_noise_tell_the_same_later() -> None:
     assert run(2e-3)["label_noise"] == "MEDIUM"
     assert run(8e-4)["label_noise"] == "MEDIUM"
     assert "label_noise" not in run(4e-4)
+
+
+def test_a_loss_that_stays_at_chance_needs_no_further_proof() -> None:
+    def run(level: float, coherence: float = 0.02) -> dict[str, str]:
+        fast = np.exp(-STEPS / 3.0)  # thrown there by the first steps, which then become short
+        made = Synthetic().set(loss=level + fast, coherence=coherence, noise_share=0.2)
+        made.set(update_sq=(10.0 * (2e-4 + 0.2 * fast[:, None])) ** 2)
+        made.columns["output_drift"] = np.full((200, 8), np.nan)
+        made.columns["output_drift"][::4, 7] = 1e-9
+        return confidences(made.record())
+
+    chance = float(np.log(64))
+    assert run(chance)["label_noise"] == "MEDIUM"
+    assert "label_noise" not in run(0.8 * chance)
+    assert "label_noise" not in run(chance, coherence=0.3)
+
+
+def test_weights_that_have_gone_nowhere() -> None:
+    def run(ratio: float, steps: int = 200) -> dict[str, str]:
+        made = Synthetic(steps).set(loss=2.5 + 0.01 * np.sin(np.arange(steps)), update_sq=(ratio * 10.0) ** 2)
+        made.set(overshoot=-0.05 * 0.4 * 0.3 * ratio * 10.0)
+        return confidences(made.record())
+
+    assert "lr_too_low" in run(2e-6)
+    assert "lr_too_low" not in run(2e-6, 150)
+    assert "lr_too_low" not in run(2e-4)

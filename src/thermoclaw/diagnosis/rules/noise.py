@@ -29,14 +29,16 @@ def _flat(view: View) -> tuple[Mask, Array] | None:
     early = lagged(late, WINDOW)
     error = loss.noise * np.sqrt(2.0 / WINDOW)
     flat = np.abs(early - late) < 2.5 * error + 0.01 * first
-    flat &= (late > FLAT_LEVEL * first) | (np.abs(late / view.chance - 1) < 1 - CHANCE)
+    at_chance = np.abs(late / view.chance - 1) < 1 - CHANCE
+    flat &= (late > FLAT_LEVEL * first) | at_chance
     pace = trailing_mean(view.update_ratio, 20)
     path = np.nancumsum(view.update_ratio)  # small steps tell the same, later
     moving = (pace > FLAT_MOVES) | ((pace > 0.4 * FLAT_MOVES) & (path > FLAT_MOVES * SETTLED))
     moving &= view.lr > 0.3 * np.maximum.accumulate(view.lr)
+    moving |= at_chance & (path > FLAT_MOVES * SETTLED) & (view.lr > 0)
     agreement = np.abs(trailing_mean(view.coherence, WINDOW))
     share = trailing_mean(median_over(record["noise_share"], view.big), WINDOW)
-    blind = (agreement < FLAT_COHERENCE) & (share > FLAT_SHARE)
+    blind = (agreement < FLAT_COHERENCE) & ((share > FLAT_SHARE) | at_chance)
     level = view.chance if np.isfinite(view.chance) or not view.newly_initialised else first
     near = late > CHANCE * level
     if not np.isfinite(view.chance):  # what outputs vary by at the start is gained even where there is nothing to learn

@@ -18,6 +18,7 @@ LOW_UPDATE, LOW_PACE, LOW_PACE_HIGH = 2e-4, 3.0, 25.0
 LOW_TINY, LOW_REACH_TINY = 2e-5, -0.2  # such steps are too short whatever the noise
 LATE_ROWS, LATE_UPDATE, LATE_GAIN, LATE_REACH, LATE_PACE = 100, 6e-4, 0.01, -0.25, 10.0  # nothing gained for long
 SHORT_REACH, SHORT_UPDATE, SHORT_LEFT, SHORT_ROWS = -0.75, 1.5e-4, 0.7, 100  # of a model that is new
+NOWHERE_PATH, NOWHERE_ROWS = 0.01, 150  # all steps together
 LOW_TARGET = 3e-3  # update ratio that the advice aims at: between fine-tuning and small models from scratch
 CLIPPED_UPDATE, CLIPPED_GAIN = 6e-4, 0.15
 CLIP_ROWS, SAME_GRADIENT = 20, 0.999
@@ -52,6 +53,9 @@ def _crawling(view: View, *, update: float = LOW_UPDATE, gain: float = LOW_GAIN)
     late = (view.reach < LATE_REACH) & (ratio < LATE_UPDATE) & nothing & (pace > LATE_PACE)
     where |= late & ~view.rate_rises & (view.lr > 0) & (np.arange(len(record)) >= LATE_ROWS)
     where |= _never_curves(view, ratio, first)
+    path = np.nancumsum(view.update_ratio)
+    stands = (path < NOWHERE_PATH) & little & (np.arange(len(record)) >= NOWHERE_ROWS)
+    where |= stands & (view.reach < 0) & (descent > 0) & ~view.rate_rises & (view.lr > 0)
     return np.asarray(where & np.isfinite(pace)), pace
 
 
