@@ -24,7 +24,7 @@ from thermoclaw.diagnosis.signals import (
     trailing_min,
     weights_of,
 )
-from thermoclaw.diagnosis.view import view_of
+from thermoclaw.diagnosis.view import View, view_of
 from thermoclaw.quantities import Array
 from thermoclaw.record import Record
 
@@ -80,7 +80,8 @@ def _rewritten(record: Record) -> Finding | None:
         ratio = lower_quartile(record["update_norm"][:LR_FIRST_ROWS] / norm, view.big & view.began_with_weights)
     decayed = np.nan_to_num(median_over(decay_pull(record)[:LR_FIRST_ROWS], view.big))
     ratio = np.where(decayed < 0.3, ratio, -np.inf)  # decay shrinks the weights by itself, whatever the gradient
-    least = LR_FIRST_FELL if view.big.sum() >= LR_DEEP else LR_FIRST_ROSE  # shallow models do rewrite theirs
+    rewrites = not _is_deep(view) or "adagrad" in record.optimizer.lower()  # Adagrad begins with its longest steps
+    least = LR_FIRST_ROSE if rewrites else LR_FIRST_FELL
     fell = middle(record.loss[3:LR_FIRST_ROWS]) < least * record.loss[0]
     fell &= all_zero(view) is None  # to where no gradient is left
     if fell or np.count_nonzero(ratio > LR_FIRST) < 2:  # a single one may be somebody else's write
@@ -105,6 +106,12 @@ def _rewritten(record: Record) -> Finding | None:
         evidence={"update_ratio": worst, "lr": lr},
         remedy=Remedy("lr", value, lr),
     )
+
+
+def _is_deep(view: View) -> bool:
+    """Whether there is depth to lose: shallow models rewrite their weights, and tables begin at any size."""
+    tables = np.array([layer.ltype == "embedding" for layer in view.record.layers], dtype=bool)
+    return int((weights_of(view.record) & ~tables).sum()) >= LR_DEEP
 
 
 def _after_a_jump(record: Record) -> Finding | None:
@@ -195,7 +202,7 @@ def _burst(record: Record, loss: LossView) -> Mask:
 def _thrown_far(record: Record) -> bool:
     """Whether the first steps of a fresh run moved the weights by a multiple of their own norm."""
     first = record["step"] <= LR_THROWN_STEPS
-    if int(record.steps[0]) != 1 or weights_of(record).sum() < LR_DEEP:
+    if int(record.steps[0]) != 1 or not _is_deep(view_of(record)):
         return False
     with np.errstate(divide="ignore", invalid="ignore"):
         distance = np.sqrt(record["distance"][first] / record["param_sq"][:1])
