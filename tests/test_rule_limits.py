@@ -9,7 +9,7 @@ import pytest
 
 from tests.synthetic import Synthetic
 from tests.test_rule_by_rule import heard, silent
-from thermoclaw.diagnosis.engine import run_rules
+from thermoclaw.diagnosis.engine import rank, run_rules
 from thermoclaw.record import Record
 
 STEPS = np.arange(200)
@@ -211,3 +211,45 @@ def test_weights_that_have_gone_nowhere() -> None:
     assert "lr_too_low" in run(2e-6)
     assert "lr_too_low" not in run(2e-6, 150)
     assert "lr_too_low" not in run(2e-4)
+
+
+def test_a_loss_that_pays_for_growing_weights() -> None:
+    def run(growth: float, falls: float, asked: float = 0.8) -> Record:
+        made = Synthetic().set(loss=2.5 - falls * STEPS, alignment=asked)
+        norm = 10.0 * np.exp(growth * STEPS)[:, None]
+        return made.set(param_sq=norm**2, update_sq=(norm * max(growth, 1e-3) * 1.02) ** 2).record()
+
+    finding = heard(run(0.01, 0.2), "weight_blow_up")
+    assert finding.evidence["growth_per_step"] == pytest.approx(0.01, rel=0.05)
+    silent(run(0.01, 0.01), "weight_blow_up")  # the loss is not far below zero
+    assert "weight_blow_up" not in confidences(run(1e-4, 0.2))  # nothing grows
+
+
+def test_a_gradient_that_is_flushed_from_the_first_step_on() -> None:
+    def run(last: list[float], silent_rows: float, typical: float = 0.99) -> dict[str, str]:
+        made = Synthetic().probe(grad_zeros=typical, silent_rows=1.0, dead_rows=0.0)
+        made.columns["grad_zeros"][::4, 7] = np.resize(last, 50)
+        made.columns["silent_rows"][::4, 7] = silent_rows
+        return confidences(made.record())
+
+    assert run([0.9], 0.4)["underflow"] == "HIGH"  # some outputs' errors are zero, others' are not
+    assert run([0.85, 0.97], 0.0)["underflow"] == "HIGH"
+    assert "underflow" not in run([0.9], 1.0)  # behind dead units only the bias has a gradient
+    assert "underflow" not in run([0.9], 0.0)
+    assert "underflow" not in run([0.5, 0.7], 0.0)  # half of the units of a ReLU layer
+    assert "underflow" not in run([0.9], 0.4, 0.6)
+
+
+def test_gradients_that_are_clipped_to_nothing() -> None:
+    def run(norm: float, optimizer: str) -> str:
+        made = Synthetic(optimizer=optimizer).set(loss=2.5 + 0.001 * np.sin(STEPS), update_sq=1e-12)
+        made.set(grad_sq=norm**2 / 8, overshoot=-0.9 * norm / 8**0.5 * 1e-6, alignment=1.0)
+        return run_rules_first(made.record())
+
+    assert run(1e-10, "RMSprop") == "over_clipping"
+    assert run(1e-10, "NAdam") == "over_clipping"
+    assert run(0.1, "RMSprop") == "lr_too_low"  # the size of its steps does not depend on the gradient's
+
+
+def run_rules_first(record: Record) -> str:
+    return rank(run_rules(record))[0].code

@@ -132,7 +132,7 @@ def test_a_forgotten_encoder_is_one_that_nobody_ever_trained() -> None:
     assert confidence == "HIGH"
     assert "as they were drawn" in meaning
     assert only_the_end(100, 4)[0] == "LOW"  # a backbone that was trained before, left alone on purpose
-    assert only_the_end(0, 8)[0] == "LOW"  # a head on random features
+    assert only_the_end(0, 8)[0] == "MEDIUM"  # a head on random features may be meant
 
 
 def test_training_only_the_head_is_not_a_fault() -> None:

@@ -6,19 +6,60 @@ import numpy as np
 
 from thermoclaw.diagnosis.finding import Finding, describe_layers
 from thermoclaw.diagnosis.selection import chosen, tell
-from thermoclaw.diagnosis.signals import held, largest, trailing_mean
-from thermoclaw.diagnosis.view import view_of
+from thermoclaw.diagnosis.signals import average, held, lagged, largest, trailing_mean
+from thermoclaw.diagnosis.view import View, view_of
 from thermoclaw.record import Record
 
 GROWTH, RADIAL, GROWTH_ROWS, GROWTH_MOMENTUM, GROWTH_ASKED = 2e-3, 0.9, 12, 0.98, 0.15
+PAID, PAID_RADIAL, PAID_ROWS = 2.0, 0.85, 20
 GROWTH_UNEVEN = 0.12  # spread of the growth from step to step over its mean
 
 
 def weight_blow_up(record: Record) -> Finding | None:
-    """Norms grow by the same factor at every step, along the weights themselves and not along the gradient."""
+    """Norms grow by the same factor at every step, along the weights themselves; or the loss pays for their growth."""
     view = view_of(record)
     if len(record) < GROWTH_ROWS + 8 or record.optimizer == "Rprop":  # whose own steps grow like that
         return None
+    return _unasked(view) or _paid(view)
+
+
+def _paid(view: View) -> Finding | None:
+    """The loss falls far below zero while steps do little but lengthen the weights: a penalty of the wrong sign."""
+    record = view.record
+    if view.loss is None or view.big.sum() < 2:  # a single layer may well grow along itself
+        return None
+    first, late = max(abs(average(record.loss[:10])), 1.0), trailing_mean(record.loss, 10)
+    below = (late < -PAID * first) & (late < lagged(late, PAID_ROWS) - 0.1 * first)
+    rate, share = (trailing_mean(values, PAID_ROWS) for values in view.radial)
+    weight = np.where(view.big & view.trained, view.sizes, 0.0)
+    with np.errstate(invalid="ignore"):
+        grows = (rate > GROWTH) & (share > PAID_RADIAL)
+    span = held(below & ((grows * weight).sum(axis=1) > 0.4 * max(weight.sum(), 1.0)), 5)
+    if span is None:
+        return None
+    row = span[1]
+    mask = grows[row] & view.big
+    pace, radial = float(np.median(rate[row][mask])), float(share[row][mask].mean())
+    return tell(
+        record,
+        "weight_blow_up",
+        "HIGH",
+        (max(span[0] - PAID_ROWS, 0), row),
+        mask=mask,
+        title="the loss pays for growing weights",
+        seen=f"The loss is {late[row]:.4g} and falls, while {radial:.0%} of each step of "
+        f"{describe_layers(chosen(record, mask), len(record.layers))} goes along the weights themselves: their norm "
+        f"grows by {pace:.2%} a step.",
+        meaning="A term of the loss falls for ever as the weights grow, whatever the data: a penalty of the wrong "
+        "sign, or a score that scales with them.",
+        advice="Check the sign of each penalty on weights, activations or logits.",
+        source="⟨∇(λ‖θ‖²), θ⟩ = 2λ‖θ‖²: such a gradient points along the weights; docs: theory, the norm budget",
+        evidence={"growth_per_step": pace, "radial_share": radial, "loss": float(late[row])},
+    )
+
+
+def _unasked(view: View) -> Finding | None:
+    record = view.record
     rate, share = view.radial
     mean = trailing_mean(rate, GROWTH_ROWS)
     spread = np.sqrt(np.maximum(trailing_mean(rate**2, GROWTH_ROWS) - mean**2, 0.0))

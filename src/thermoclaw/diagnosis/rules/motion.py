@@ -170,9 +170,10 @@ def _missing_parameters(record: Record) -> Finding | None:
     deliberate = bool(order) and max(place.get(n, 0) for n in missing) < min(place.get(n, 0) for n in optimized)
     adapters = any(_is_adapter(name) for name in optimized) and not any(_is_adapter(name) for name in missing)
     adapters &= len(missing) >= len(optimized)
-    untrained = not adapters and weights_of(record).sum() >= MORE_THAN_A_HEAD and _as_drawn(record, missing)
+    untrained = not adapters and _as_drawn(record, missing)
     deliberate &= not untrained
-    confidence = "LOW" if deliberate or adapters else "HIGH"
+    only_a_head = untrained and weights_of(record).sum() < MORE_THAN_A_HEAD
+    confidence = "LOW" if deliberate or adapters else "MEDIUM" if only_a_head else "HIGH"
     some = ", ".join(missing[:3]) + (" …" if len(missing) > 3 else "")
     return Finding(
         code="frozen_layers",

@@ -8,7 +8,7 @@ from thermoclaw.diagnosis.finding import Finding
 from thermoclaw.diagnosis.remedies import Remedy
 from thermoclaw.diagnosis.rules import precision
 from thermoclaw.diagnosis.selection import tell, two_digits
-from thermoclaw.diagnosis.signals import Mask, average, held, trailing_max, trailing_mean, trailing_min
+from thermoclaw.diagnosis.signals import Mask, average, held, middle, trailing_max, trailing_mean, trailing_min
 from thermoclaw.diagnosis.view import View, view_of
 from thermoclaw.quantities import Array
 from thermoclaw.record import Record
@@ -21,6 +21,7 @@ SHORT_REACH, SHORT_UPDATE, SHORT_LEFT, SHORT_ROWS = -0.75, 1.5e-4, 0.7, 100  # o
 NOWHERE_PATH, NOWHERE_ROWS = 0.01, 150  # all steps together
 LOW_TARGET = 3e-3  # update ratio that the advice aims at: between fine-tuning and small models from scratch
 CLIPPED_UPDATE, CLIPPED_GAIN = 6e-4, 0.15
+CLIPPED_TO_NOTHING = 1e-6
 CLIP_ROWS, SAME_GRADIENT = 20, 0.999
 USUAL_BOUND = 0.1  # and above: it is common to clip there, and then the rate is what holds steps back
 VALUE_SPREAD, VALUE_PROBES = 1.03, 4  # nothing but clipping gives all layers gradient elements of one size
@@ -103,7 +104,8 @@ def lr_too_low(record: Record) -> Finding | None:
         return None
     where, pace = found
     clipped = _is_clipped(view) | np.isfinite(clip_value(view))
-    span = held(where & (view.is_unit_size | ~clipped), 8)
+    usual = ~clipped | (view.is_unit_size & (view.grad > CLIPPED_TO_NOTHING))
+    span = held(where & usual, 8)
     if span is None:
         return None
     row = span[1]
@@ -166,8 +168,10 @@ def _below_epsilon(view: View) -> Finding | None:
 def over_clipping(record: Record) -> Finding | None:
     """Clipping cuts every gradient, and what is left of it is too short to get anywhere."""
     view = view_of(record)
-    if view.is_unit_size:  # the size of a step does not depend on the gradient's, as long as ε does not
-        return _below_epsilon(view)
+    if view.is_unit_size:  # the size of a step does not depend on the gradient's, as long as ε does not hide it
+        told = _below_epsilon(view)
+        if told is not None or not middle(view.grad) < CLIPPED_TO_NOTHING:
+            return told
     found = _crawling(view, update=CLIPPED_UPDATE, gain=CLIPPED_GAIN)
     if found is None or view.loss is None:
         return None

@@ -9,7 +9,7 @@ import numpy as np
 from thermoclaw.diagnosis.finding import Finding, describe_layers
 from thermoclaw.diagnosis.remedies import Remedy
 from thermoclaw.diagnosis.selection import chosen, tell, two_digits
-from thermoclaw.diagnosis.signals import Mask, held, middle, trailing_mean, trailing_min
+from thermoclaw.diagnosis.signals import Mask, held, median_over, middle, trailing_mean, trailing_min
 from thermoclaw.diagnosis.view import View, view_of
 from thermoclaw.quantities import Array
 from thermoclaw.record import Record
@@ -21,6 +21,7 @@ LOST_SHARE_HIGH, LOST_SHARE, LOST_LAYERS = 0.8, 0.5, 0.14
 ZEROS_MORE, ZEROS_MANY, ZEROS_SMALL, ZEROS_LAST, ZEROS_FROM, GONE_ROWS = 0.4, 0.6, 1e-4, 3, 4, 5
 ZEROS_LEVEL, SILENT_INPUTS, FLUSHED = 1e-3, 0.5, 1e-5
 EPSILON_STEP, EPSILON_LARGE, EPSILON_USUAL = 0.02, 1e-5, 1e-6
+FLUSHED_PROBES, FLUSHED_SHARE, FLUSHED_WANDERS, FLUSHED_OUTPUTS = 6, 0.8, 0.04, 0.1
 BELOW_LITTLE, BELOW_STEP, BELOW_SHARE, BELOW_ROWS, BELOW_FROM = 0.5, 0.2, 0.6, 20, 40
 DIVERGED = 1.5  # of the loss at the start
 CLIPPED_ROWS = 7  # with one and the same gradient norm
@@ -96,6 +97,9 @@ def underflow(record: Record) -> Finding | None:
     view = view_of(record)
     if len(record) < 10:
         return None
+    flushed = _flushed_from_the_start(view)
+    if flushed is not None:
+        return flushed
     gone = _all_gone(view)
     kinds = np.array([layer.ltype != "embedding" for layer in record.layers], dtype=bool)
     big = view.big & kinds & view.trained
@@ -148,6 +152,46 @@ def underflow(record: Record) -> Finding | None:
 
 
 _MORE_RANGE = "Raise the loss scale (or let GradScaler grow it again), or use bfloat16, whose range is that of float32."
+
+
+def _flushed_from_the_start(view: View) -> Finding | None:
+    """Nearly all gradient elements are zero in all layers, here and there another one is not, in the last layer too.
+
+    Units that are off make their own weights' gradients zero, and always the same ones; the last layer's bias has one.
+    """
+    record, zeros = view.record, view.optional("grad_zeros")
+    keep = view.big & np.array([layer.ltype != "embedding" for layer in record.layers], dtype=bool)
+    if not view.fresh or view.loss is None or keep.sum() < 2:
+        return None
+    last = int(np.flatnonzero(keep)[-1])
+    rows = np.flatnonzero(np.isfinite(zeros[:, last]) & _sound(view))[:FLUSHED_PROBES]
+    if len(rows) < FLUSHED_PROBES or not (record.loss[rows] > 0.05 * abs(view.loss.start)).all():
+        return None
+    typical, end = median_over(zeros, keep)[rows], zeros[rows, last]
+    silent = view.optional("silent_rows")[rows, last]
+    # behind dead units all of them are silent, or none
+    some = bool(((silent > FLUSHED_OUTPUTS) & (silent < 1 - FLUSHED_OUTPUTS)).any())
+    wanders = np.ptp(end) > FLUSHED_WANDERS or bool((silent == 0).any() and (silent == 1).any())
+    if not (min(typical.min(), end.min()) > FLUSHED_SHARE and end.min() < 1 and (some or wanders)):
+        return None
+    row = int(rows[-1])
+    size = middle(np.sqrt(record["grad_sq"][row] / view.sizes / np.maximum(1.0 - zeros[row], 1e-9))[keep])
+    return tell(
+        record,
+        "underflow",
+        "HIGH",
+        (0, row),
+        mask=keep,
+        title="most of the gradient is flushed to zero",
+        seen=f"Since the first step {middle(typical):.0%} of the gradient elements of a typical layer are exactly "
+        f"zero, and {middle(end):.0%} of those of {record.layers[last].name}, whose errors are not; what is left "
+        f"is about {size:.1e} in size.",
+        meaning="Gradients below the smallest number of their format become zero; the few largest are left, by chance "
+        "of the batch.",
+        advice=_MORE_RANGE,
+        source="Micikevicius et al. 2018 (arXiv 1710.03740)",
+        evidence={"zero_share": float(middle(typical))},
+    )
 
 
 def _sound(view: View) -> Mask:
