@@ -253,3 +253,18 @@ def test_gradients_that_are_clipped_to_nothing() -> None:
 
 def run_rules_first(record: Record) -> str:
     return rank(run_rules(record))[0].code
+
+
+def test_gradients_that_point_anywhere() -> None:
+    def run(size: float, share: float = 0.95, mean: float = 0.0, zero: bool = False) -> dict[str, str]:
+        random = np.random.default_rng(0).standard_normal((200, 8))
+        made = Synthetic().set(coherence=mean + size * random / 64.0, noise_share=share)  # 64 is √n
+        if zero:
+            made.set(slice(None, None, 20), grad_sq=0.0)
+        return confidences(made.record())
+
+    assert run(1.0)["gradient_noise"] == "HIGH"
+    assert "gradient_noise" not in run(4.0)  # what batches differ in lies in few directions
+    assert "gradient_noise" not in run(1.0, share=0.7)
+    assert "gradient_noise" not in run(1.0, mean=0.05)
+    assert "gradient_noise" not in run(1.0, zero=True)  # a margin that was reached

@@ -17,6 +17,7 @@ FLAT_LEVEL, FLAT_COHERENCE, FLAT_SHARE = 0.8, 0.1, 0.85
 FLAT_MOVES, CHANCE = 1.2e-3, 0.97
 BLIND_LEVEL, BLIND_COHERENCE, BLIND_SHARE = 0.9, 0.05, 0.97
 RESTLESS, CALM = 0.07, 0.06
+RANDOM_SIZE, RANDOM_COSINE, RANDOM_MEAN, RANDOM_SHARE, RANDOM_ROWS = 200, 2.2, 0.02, 0.9, 10
 
 
 def _flat(view: View) -> tuple[Mask, Array] | None:
@@ -54,7 +55,7 @@ def gradient_noise(record: Record) -> Finding | None:
     found = _flat(view)
     known = np.isfinite(view.chance)  # a restless loss may chase targets that move with the model, as in Q-learning
     span = held(found[0] & (found[1] > RESTLESS), 8) if found is not None and known else None
-    drowned = _drowned(view)
+    drowned = _drowned(view) or _random(view)
     if drowned is not None and (span is None or drowned[0] < span[0]):
         return _noise(view, drowned, sudden=True)
     return _noise(view, span, sudden=False) if span is not None else None
@@ -69,6 +70,32 @@ def _drowned(view: View) -> tuple[int, int] | None:
     share = trailing_mean(median_over(view.record["noise_share"], view.big), ISOTROPIC_ROWS)
     span = held(hit & (share > 0.6), 2)
     return None if span is None else (max(span[0] - ISOTROPIC_ROWS, 0), span[1])
+
+
+def _random(view: View) -> tuple[int, int] | None:
+    """Successive gradients have the cosines of independent random directions: their mean square is 1/n.
+
+    Those of a loss lie in few directions, whatever the batches, and their cosines are several times as large.
+    """
+    record = view.record
+    dense = np.array([layer.ltype != "embedding" for layer in record.layers], dtype=bool)
+    dense &= view.big & view.trained & (view.sizes >= RANDOM_SIZE)
+    if dense.sum() < 2 or view.loss is None:
+        return None
+    whole = (record["grad_sq"] > 0) & np.isfinite(record["coherence"])
+    square = np.where(whole, record["coherence"] ** 2 * view.sizes, np.inf)  # a gradient that is zero has no direction
+    size = np.sqrt(median_over(_window_mean(square, WINDOW), dense))
+    hit = (size < RANDOM_COSINE) & (np.abs(trailing_mean(view.coherence, WINDOW)) < RANDOM_MEAN)
+    hit &= trailing_mean(median_over(record["noise_share"], view.big), WINDOW) > RANDOM_SHARE
+    hit &= (view.update > 0) & (np.abs(view.loss.smooth) > 0.05 * abs(view.loss.start))
+    span = held(hit & (np.arange(len(hit)) > WINDOW), RANDOM_ROWS)
+    return None if span is None else (max(span[0] - WINDOW, 0), span[1])
+
+
+def _window_mean(values: Array, window: int) -> Array:
+    """Mean over the last `window` rows, infinite where one of them is, [T, L]."""
+    good = np.isfinite(values)
+    return np.where(trailing_mean(good.astype(float), window) == 1.0, trailing_mean(values, window), np.inf)
 
 
 def _noise(view: View, span: tuple[int, int], *, sudden: bool) -> Finding:
