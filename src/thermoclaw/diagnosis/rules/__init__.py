@@ -266,8 +266,8 @@ RULES: tuple[Rule, ...] = (
         noise.gradient_noise,
         "The gradient is mostly noise",
         "coherence and its size, noise_share, loss without progress",
-        f"coherence size < {noise.ISOTROPIC} where it was > {noise.ISOTROPIC_BEFORE}, or × √n < {noise.RANDOM_COSINE}; or "
-        f"no progress at noise_share > {noise.FLAT_SHARE}",
+        f"coherence size < {noise.ISOTROPIC} where it was > {noise.ISOTROPIC_BEFORE}, or × √n < {noise.RANDOM_COSINE}; "
+        f"or no progress at noise_share > {noise.FLAT_SHARE}",
         "McCandlish et al. 2018",
     ),
     Rule(
