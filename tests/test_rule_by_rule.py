@@ -143,6 +143,17 @@ def test_weights_at_a_wrong_scale(gain: float, known: str) -> None:
     silent(Synthetic().set(0, start_gain=0.58).set(0, slice(0, 3), start_gain=0.0).record(), "bad_init")
 
 
+def test_half_of_the_weights_at_zero() -> None:
+    def run(zero: int, stuck: int) -> Record:
+        made = Synthetic().set(0, start_gain=0.58).set(0, slice(0, zero), start_gain=0.0)
+        return made.set(0, slice(0, stuck), grad_sq=0.0).record()
+
+    heard(run(4, 4), "bad_init")
+    silent(run(3, 3), "bad_init")
+    silent(run(4, 0), "bad_init")  # a branch that starts at zero and gets its gradient
+    silent(run(4, 8), "bad_init")  # nothing has a gradient: it is not the weights that stop it
+
+
 def test_rows_that_start_alike() -> None:
     assert "same weights" in heard(Synthetic().set(0, start_gain=0.6).probe(row_likeness=1.0).record(), "bad_init").seen
 
@@ -151,6 +162,8 @@ def test_inputs_at_a_wrong_scale() -> None:
     finding = heard(Synthetic().set(slice(0, 9), 0, input_scale=250.0).record(), "unnormalised_input")
     assert finding.layers == ("blocks.0.fc",)
     silent(Synthetic().set(slice(0, 9), 0, input_scale=3.0).record(), "unnormalised_input")
+    coarse = Synthetic().set(slice(0, 9), 0, input_scale=250.0).record(dtypes=["torch.bfloat16"])
+    silent(coarse, "unnormalised_input")  # a bias in that format has lost part of its gradient
 
 
 def test_gradients_that_pile_up() -> None:

@@ -268,3 +268,49 @@ def test_gradients_that_point_anywhere() -> None:
     assert "gradient_noise" not in run(1.0, share=0.7)
     assert "gradient_noise" not in run(1.0, mean=0.05)
     assert "gradient_noise" not in run(1.0, zero=True)  # a margin that was reached
+
+
+def test_a_model_that_bursts_at_its_second_step() -> None:
+    made = Synthetic().set(slice(0, 3), grad_sq=1e2).set(1, loss=1e12).set(2, loss=np.nan)
+    assert heard(made.record(), "exploding_gradients").first_step == 1  # 40 times the first loss, which did not stay
+    small = Synthetic().set(slice(0, 3), grad_sq=1e2).set(0, loss=0.1).set(1, loss=2.5)  # a lucky first batch
+    silent(small.record(), "exploding_gradients")
+
+
+def test_a_loss_that_gives_back_all_it_had_gained() -> None:
+    def run(level: float, best: float, ratio: float = 0.05) -> dict[str, str]:
+        made = Synthetic().set(loss=2.5).set(slice(20, 60), loss=best).set(slice(60, None), loss=level)
+        return confidences(made.set(update_sq=(10.0 * ratio) ** 2).record())
+
+    assert run(2.5, 1.0)["lr_too_high"] == "MEDIUM"
+    assert "lr_too_high" not in run(2.2, 1.0)
+    assert "lr_too_high" not in run(2.5, 2.0)
+    assert "lr_too_high" not in run(2.5, 1.0, ratio=1e-3)
+
+
+def test_labels_are_not_blamed_where_something_was_learned() -> None:
+    def run(best: float) -> dict[str, str]:
+        made = Synthetic(300).set(loss=2.5 + 0.02 * np.sin(np.arange(300)), coherence=0.02, noise_share=0.97)
+        made.set(slice(10, 60), loss=best).probe(start_gain=3**-0.5, grad_zeros=0.3)
+        return confidences(made.record())
+
+    assert "label_noise" in run(2.4)
+    assert "label_noise" not in run(1.0)
+
+
+def test_weights_that_decay_throws_about() -> None:
+    def run(decay: float) -> dict[str, str]:
+        late = np.where(STEPS < 10, 2.5, 1.5) + 0.01 * np.sin(STEPS)
+        made = Synthetic(optimizer="SGD").set(loss=late, distance=900.0, weight_decay=decay, lr=0.1)
+        made.set(slice(0, 20), update_sq=25.0)
+        return confidences(made.record(param_groups=[{"momentum": 0.9, "decoupled": 0.0}]))
+
+    assert "lr_too_high" in run(0.0)
+    assert "lr_too_high" not in run(1.0)
+
+
+def test_what_is_read_from_random_gradients_is_no_cause() -> None:
+    random = np.random.default_rng(0).standard_normal((200, 8))
+    made = Synthetic().set(coherence=random / 64.0, noise_share=0.95).set(slice(0, 3), grad_sq=4e2)
+    assert [f.confidence for f in rank(run_rules(made.record())) if f.code == "exploding_gradients"] == ["LOW"]
+    assert rank(run_rules(made.record()))[0].code == "gradient_noise"

@@ -77,6 +77,7 @@ EVIDENCE: dict[str, str] = {
     "overshoot_share": "Share of the last steps after which the loss, on the next batch, rises along the step.",
     "peak_lr": "Largest learning rate so far.",
     "radial_share": "Share of the step that goes along the weights themselves, outward.",
+    "random": "1 where successive gradients are as far apart as random directions in as many dimensions; else 0.",
     "rates_apart": "Larger over smaller learning rate of the groups in question.",
     "reach": (
         "Slope of the next batch's loss along the step over the slope that the step's own batch had: −1 where "

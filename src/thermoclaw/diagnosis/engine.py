@@ -124,6 +124,12 @@ def _rank_of(finding: Finding) -> int:
     """How close to the root a failure stands; a rate too high from the first step, or set so later, is a setting."""
     if finding.code == "lr_too_high" and (finding.first_step <= 1 or "lr_before" in finding.evidence):
         return 0
+    if finding.code in ("unnormalised_input", "bad_init"):
+        return -2  # they make the gradient steep
+    if finding.code == "gradient_noise" and finding.evidence.get("random"):
+        return -3  # nothing that is read from such gradients means anything
+    if finding.code == "exploding_gradients" and "steepness" in finding.evidence:
+        return -1  # measured before the first step
     if finding.code == "gradient_spike" and finding.evidence.get("came_with_the_data"):
         return _RANK["distribution_shift"] + 1  # other data makes other gradients
     if finding.code == "gradient_spike" and finding.evidence.get("over_recent_maximum", 0.0) > _LARGE_SPIKE:

@@ -15,7 +15,7 @@ VANISH_RATIO, VANISH_HIGH, VANISH_ROWS, VANISH_MOVES = 2e-3, 3e-4, 20, 0.3
 GONE, GONE_HIGH, GONE_KEEPS, GONE_LOST, GONE_ROWS = 1e-2, 1e-3, 0.9, 3.0, 30
 ONE_DROP = 0.5  # of the whole, in logarithms
 NEVER_SIZE, NEVER_MOVES, NEVER_RATE, NEVER_ROWS = 1e-8, 1e-8, 1e-5, 40
-EXPLODE_RATIO = 70.0
+EXPLODE_RATIO, BLOWN = 70.0, 100.0
 STEEP, STEEP_CALM, STEEP_HIGH, STEEP_CALM_HIGH, STEEP_USUAL, ALREADY = 24.0, 45.0, 30.0, 300.0, 4.0, 0.5
 
 
@@ -184,10 +184,16 @@ def exploding_gradients(record: Record) -> Finding | None:
     )
 
 
+def _first_loss(record: Record) -> float:
+    """The loss at first; one alone may be small by chance, but not by orders of magnitude."""
+    most, one = largest(record.loss[:3]), float(record.loss[0])
+    return one if most > BLOWN * one > 0 or not np.isfinite(record.loss[:3]).all() else most
+
+
 def _blast(record: Record) -> Finding | None:
     """The untouched model's loss changes by a multiple of itself with a hundredth of its weights."""
     view = view_of(record)
-    first = largest(record.loss[:3]) if view.fresh and len(record) >= 3 else np.nan  # one alone may be small by chance
+    first = _first_loss(record) if view.fresh and len(record) >= 3 else np.nan
     if not first > 0:
         return None
     with np.errstate(over="ignore"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from thermoclaw.diagnosis.finding import Finding, describe_layers
+from thermoclaw.diagnosis.rules.precision import half_ulps
 from thermoclaw.diagnosis.selection import chosen, tell, two_digits
 from thermoclaw.diagnosis.signals import Mask, first_known
 from thermoclaw.diagnosis.view import view_of
@@ -28,7 +29,8 @@ def bad_init(record: Record) -> Finding | None:
     if known.sum() < 1:
         return None
     for what, mask in _wrong_starts(record, gain, known):
-        if mask.sum() > 0.5 * known.sum() and (known.sum() > 1 or what in ("zero", "alike")):
+        most = mask.sum() > 0.5 * known.sum() or (what == "zero" and mask.sum() == 0.5 * known.sum())
+        if most and (known.sum() > 1 or what in ("zero", "alike")):
             return _bad_init(record, what, mask, gain)
     return None
 
@@ -51,7 +53,8 @@ def _passes_nothing(record: Record, zero: Mask) -> Mask:
     A second half of an adapter, or a residual branch's last layer, starts at zero on purpose and gets its gradient.
     """
     stuck = zero & (record["grad_sq"][0] == 0) & (record["has_grad"][0] > 0)
-    return np.full(len(zero), stuck.sum() > 0.4 * zero.sum() > 0)
+    some = bool((record["grad_sq"][0] > 0).any())  # else it is not the weights that no gradient passes
+    return np.full(len(zero), some and stuck.sum() > 0.4 * zero.sum() > 0)
 
 
 def _bad_init(record: Record, what: str, mask: Mask, gain: Array) -> Finding:
@@ -101,6 +104,8 @@ def unnormalised_input(record: Record) -> Finding | None:
     if not np.isfinite(scales).any():
         return None
     first = int(np.argmax(np.isfinite(scales).any(axis=0)))
+    if half_ulps(view)[first] > 0:  # a bias in a short format has lost part of its gradient
+        return None
     told = scales[:, first]
     told = told[np.isfinite(told) & (told > 0)][:INPUT_PROBES]
     if not len(told):

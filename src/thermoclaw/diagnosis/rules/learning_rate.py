@@ -20,6 +20,7 @@ from thermoclaw.diagnosis.signals import (
     lower_quartile,
     median_over,
     middle,
+    trailing_max,
     trailing_mean,
     trailing_min,
     weights_of,
@@ -36,6 +37,8 @@ LR_THROWN, LR_THROWN_STEPS, LR_THROWN_SPIKE = 2.0, 20, 1.2
 LR_STALLED_GAIN, LR_STALLED_STEP = 0.1, 100
 LR_EXPLODED, LR_BURST_ROWS = 5.0, 20
 LR_DESCENDS, LR_AGREES = 0.1, 0.5
+LR_DECAYED = 0.3  # share of the step
+LR_GAINED, LR_BACK = 0.3, 0.95
 LR_JUMP, LR_JUMP_ROWS = 3.0, 60
 LR_FIRST, LR_FIRST_ROWS, LR_FIRST_FELL, LR_FIRST_ROSE, LR_DEEP = 0.2, 8, 0.8, 1.1, 3
 
@@ -63,6 +66,7 @@ def lr_too_high(record: Record) -> Finding | None:
         ("lost", "HIGH", lost & (signs.count >= 2), 10),
         ("thrown", "MEDIUM", thrown & (loss.smooth > 0.15 * loss.start), 10),
         ("thrown", "MEDIUM", stalled, 10),
+        ("lost", "MEDIUM", _all_lost(loss) & lost & (trailing_max(signs.update_ratio, 40) > LR_UPDATE_RATIO), 10),
     ):
         span = held(condition, rows)
         if span is not None:
@@ -79,7 +83,7 @@ def _rewritten(record: Record) -> Finding | None:
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = lower_quartile(record["update_norm"][:LR_FIRST_ROWS] / norm, view.big & view.began_with_weights)
     decayed = np.nan_to_num(median_over(decay_pull(record)[:LR_FIRST_ROWS], view.big))
-    ratio = np.where(decayed < 0.3, ratio, -np.inf)  # decay shrinks the weights by itself, whatever the gradient
+    ratio = np.where(decayed < LR_DECAYED, ratio, -np.inf)  # decay shrinks the weights by itself, whatever the gradient
     rewrites = not _is_deep(view) or "adagrad" in record.optimizer.lower()  # Adagrad begins with its longest steps
     least = LR_FIRST_ROSE if rewrites else LR_FIRST_FELL
     fell = middle(record.loss[3:LR_FIRST_ROWS]) < least * record.loss[0]
@@ -191,6 +195,12 @@ class _StepSigns:
         return self.on.sum(axis=0)
 
 
+def _all_lost(loss: LossView) -> Mask:
+    """Whatever had been gained, and that was much, is lost again, [T]."""
+    gained = loss.start - loss.best > LR_GAINED * abs(loss.start)
+    return np.asarray(gained & (loss.smooth > LR_BACK * loss.start) & (loss.start > 0))
+
+
 def _burst(record: Record, loss: LossView) -> Mask:
     """The loss stands at a multiple of all it was twenty steps before, and of where it began."""
     values = record.loss
@@ -206,6 +216,8 @@ def _thrown_far(record: Record) -> bool:
         return False
     with np.errstate(divide="ignore", invalid="ignore"):
         distance = np.sqrt(record["distance"][first] / record["param_sq"][:1])
+    if largest(median_over(decay_pull(record)[first], weights_of(record))) > LR_DECAYED:
+        return False  # a decay that strong throws weights about by itself
     far = median_over(distance, weights_of(record))
     return bool(np.isfinite(far).any() and largest(far) > LR_THROWN)
 

@@ -17,6 +17,7 @@ FLAT_LEVEL, FLAT_COHERENCE, FLAT_SHARE = 0.8, 0.1, 0.85
 FLAT_MOVES, CHANCE = 1.2e-3, 0.97
 BLIND_LEVEL, BLIND_COHERENCE, BLIND_SHARE = 0.9, 0.05, 0.97
 RESTLESS, CALM = 0.07, 0.06
+BETTER_DAYS = 0.8
 RANDOM_SIZE, RANDOM_COSINE, RANDOM_MEAN, RANDOM_SHARE, RANDOM_ROWS = 200, 2.2, 0.02, 0.9, 10
 
 
@@ -55,9 +56,10 @@ def gradient_noise(record: Record) -> Finding | None:
     found = _flat(view)
     known = np.isfinite(view.chance)  # a restless loss may chase targets that move with the model, as in Q-learning
     span = held(found[0] & (found[1] > RESTLESS), 8) if found is not None and known else None
-    drowned = _drowned(view) or _random(view)
+    random = _random(view)
+    drowned = random or _drowned(view)
     if drowned is not None and (span is None or drowned[0] < span[0]):
-        return _noise(view, drowned, sudden=True)
+        return _noise(view, drowned, sudden=True, random=random is not None)
     return _noise(view, span, sudden=False) if span is not None else None
 
 
@@ -98,7 +100,7 @@ def _window_mean(values: Array, window: int) -> Array:
     return np.where(trailing_mean(good.astype(float), window) == 1.0, trailing_mean(values, window), np.inf)
 
 
-def _noise(view: View, span: tuple[int, int], *, sudden: bool) -> Finding:
+def _noise(view: View, span: tuple[int, int], *, sudden: bool, random: bool = False) -> Finding:
     record, row = view.record, span[1]
     share = float(trailing_mean(median_over(record["noise_share"], view.big), ISOTROPIC_ROWS)[row])
     coherence = float(trailing_mean(view.coherence, ISOTROPIC_ROWS)[row])
@@ -128,7 +130,7 @@ def _noise(view: View, span: tuple[int, int], *, sudden: bool) -> Finding:
         else "Use a batch at least four times as large (or accumulate gradients), or lower the learning rate in "
         "proportion.",
         source="McCandlish et al. 2018 (arXiv 1812.06162); docs: theory, the drift-free noise estimate",
-        evidence={"noise_share": share, "coherence": coherence, "coherence_size": size},
+        evidence={"noise_share": share, "coherence": coherence, "coherence_size": size, "random": float(random)},
     )
 
 
@@ -138,7 +140,8 @@ def label_noise(record: Record) -> Finding | None:
     found = _flat(view)
     if found is None or view.loss is None:
         return None
-    span = held(found[0] & (found[1] < CALM), 8)
+    learned = view.loss.best < BETTER_DAYS * trailing_mean(record.loss, WINDOW)  # once: then it was there to be learned
+    span = held(found[0] & (found[1] < CALM) & ~learned, 8)
     if span is None:
         return None
     row = span[1]
