@@ -314,3 +314,47 @@ def test_what_is_read_from_random_gradients_is_no_cause() -> None:
     made = Synthetic().set(coherence=random / 64.0, noise_share=0.95).set(slice(0, 3), grad_sq=4e2)
     assert [f.confidence for f in rank(run_rules(made.record())) if f.code == "exploding_gradients"] == ["LOW"]
     assert rank(run_rules(made.record()))[0].code == "gradient_noise"
+
+
+def test_momentum_of_hundreds_of_steps_that_leads_uphill() -> None:
+    def run(beta: float, uphill: float) -> dict[str, str]:
+        made = Synthetic(optimizer="SGD").set(momentum=beta, coherence=0.02, alignment=0.4)
+        return confidences(made.set(overshoot=uphill * 0.4 * 0.3 * 0.02).record())
+
+    assert "momentum_too_high" in run(0.999, 0.4)
+    assert "momentum_too_high" not in run(0.99, 0.4)
+    assert "momentum_too_high" not in run(0.999, -0.4)
+
+
+def test_a_sum_that_turns_a_little_is_one_where_nobody_cleared_it() -> None:
+    def run(told: bool | None, coherence: float) -> dict[str, str]:
+        random = np.random.default_rng(0)
+        made = Synthetic().set(loss=2.0 + 0.3 * random.standard_normal(200), coherence=coherence, noise_share=0.0)
+        return confidences(made.set(grad_sq=0.125, update_sq=0.04).record(gradients_are_new=told))
+
+    assert "gradient_accumulation_bug" in run(False, 0.8)
+    assert "gradient_accumulation_bug" not in run(None, 0.8)
+    assert "gradient_accumulation_bug" not in run(False, 0.7)
+
+
+def test_early_layers_without_a_gradient_move_under_adam_and_learn_nothing() -> None:
+    def run(loss: float, least: float) -> dict[str, str]:
+        made = Synthetic().set(loss=2.5 * (loss + (1.0 - loss) * np.exp(-STEPS / 20.0)))
+        fades = np.geomspace(least, 1.0, 8) * 0.3
+        return confidences(made.set(grad_sq=fades**2).record())
+
+    assert run(1.0, 1e-6)["vanishing_gradients"] == "HIGH"
+    assert "vanishing_gradients" not in run(0.3, 1e-6)  # it learns
+    assert "vanishing_gradients" not in run(1.0, 1e-2)
+
+
+def test_a_trained_model_may_begin_slowly() -> None:
+    def run(gain: float, rows: int) -> dict[str, str]:
+        made = Synthetic(rows, optimizer="AdamW").set(loss=2.5 - 1e-6 * np.arange(rows)).probe(start_gain=gain)
+        size = 0.01 * np.exp(0.1 * np.random.default_rng(0).standard_normal((rows, 8)))
+        made.set(update_sq=(1.6e-4 * 10.0) ** 2, grad_sq=size**2, alignment=1.0, overshoot=-0.01 * 1.6e-3)
+        return confidences(made.record())
+
+    assert "lr_too_low" in run(3**-0.5, 60)
+    assert "lr_too_low" not in run(0.7, 60)
+    assert "lr_too_low" in run(0.7, 140)

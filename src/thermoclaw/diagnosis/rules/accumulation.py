@@ -23,7 +23,7 @@ SUM_ROWS, SUM_NOISE, SUM_COHERENCE, SUM_BATCHES, SUM_MOVES, SUM_KEEPS, SUM_LASTS
     20,
     80,
 )
-SUM_PAYS, SUM_GROWS, SUM_EARLY, SUM_NOT_NEW = 0.4, 1.5, slice(2, 12), 0.6
+SUM_PAYS, SUM_GROWS, SUM_EARLY, SUM_NOT_NEW, SUM_COHERENCE_KEPT = 0.4, 1.5, slice(2, 12), 0.6, 0.75
 
 
 def gradient_accumulation_bug(record: Record) -> Finding | None:
@@ -78,9 +78,9 @@ def _steady_sum(record: Record, growth: Array) -> tuple[int, int] | None:
             > SUM_BATCHES
         )
     moving = trailing_mean(view.update_ratio, SUM_ROWS) > SUM_MOVES
-    hit = (noise < SUM_NOISE) & (turning > SUM_COHERENCE) & batches_differ & moving
+    kept = record.meta.get("gradients_are_new") is False  # then less proof will do
+    hit = (noise < SUM_NOISE) & (turning > (SUM_COHERENCE_KEPT if kept else SUM_COHERENCE)) & batches_differ & moving
     grows = (growth > SUM_GROWS) & (middle(growth[SUM_EARLY]) > 1.0)  # a sum is longer than what it began with
-    kept = record.meta.get("gradients_are_new") is False  # clipping before each sum leaves no norm of its own
     hit &= grows | ((growth > SUM_KEEPS) & view.is_clipped(CLIP_ROWS)) | ((growth > SUM_NOT_NEW) & kept)
     hit &= ~_pays(view)
     hit[:SUM_ROWS] = False

@@ -12,6 +12,7 @@ from thermoclaw.quantities import Array
 from thermoclaw.record import Record
 
 VANISH_RATIO, VANISH_HIGH, VANISH_ROWS, VANISH_MOVES = 2e-3, 3e-4, 20, 0.3
+VANISH_STUCK, STUCK = 1e-3, 0.85
 GONE, GONE_HIGH, GONE_KEEPS, GONE_LOST, GONE_ROWS = 1e-2, 1e-3, 0.9, 3.0, 30
 ONE_DROP = 0.5  # of the whole, in logarithms
 NEVER_SIZE, NEVER_MOVES, NEVER_RATE, NEVER_ROWS = 1e-8, 1e-8, 1e-5, 40
@@ -109,7 +110,7 @@ def _early_layers(record: Record) -> Finding | None:
         for which in (np.arange(rms.shape[1]) < quarter, np.arange(rms.shape[1]) >= rms.shape[1] - quarter)
     )
     if view_of(record).is_unit_size:  # its steps do not follow the gradient: where they are alike, nothing is lost
-        alive &= ~(moved > VANISH_MOVES * ends)
+        alive &= ~(moved > VANISH_MOVES * ends) | ((ratio < VANISH_STUCK) & _stuck(record))
     alive &= _fades(rms)
     span = held(alive & (ratio < VANISH_RATIO), VANISH_ROWS)
     if span is None:
@@ -133,6 +134,13 @@ def _early_layers(record: Record) -> Finding | None:
         layers=names_of(record, early),
         evidence={"gradient_ratio": float(ratio[row]), "update_ratio": float(moved[row])},
     )
+
+
+def _stuck(record: Record) -> Mask:
+    """Where the loss of a new run is about what it was at first, [T]."""
+    first = average(record.loss[:5])
+    late = trailing_mean(record.loss, 20)
+    return np.asarray((late > STUCK * first) & (first > 0) & (record["step"] > 25) & view_of(record).fresh)
 
 
 def _fades(rms: Array) -> Mask:

@@ -14,7 +14,7 @@ from thermoclaw.record import Record
 
 GAIN_LARGE, GAIN_SMALL = 2.5, 5e-3
 ALIKE, ALIKE_ROWS = 0.999, 4
-INPUT_LARGE, INPUT_ROWS, INPUT_PROBES, INPUT_SPREAD = 80.0, 64, 4, 1.0
+INPUT_LARGE, INPUT_ROWS, INPUT_PROBES, INPUT_SPREAD = 40.0, 64, 4, 1.0
 INPUT_ROUNDING = 2e4  # beyond, a batch norm has cancelled the bias's gradient, and what is left is rounding
 
 

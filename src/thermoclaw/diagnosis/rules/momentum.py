@@ -12,6 +12,7 @@ from thermoclaw.record import Record
 
 MOMENTUM_LEAST = 0.97
 MOMENTUM_COHERENCE = 0.05
+MOMENTUM_LONG, MOMENTUM_UPHILL = 0.995, 0.15
 MOMENTUM_LASTING, MOMENTUM_EXTREME, MOMENTUM_GROWTH = 30, 0.99, 0.01
 
 
@@ -31,6 +32,8 @@ def momentum_too_high(record: Record) -> Finding | None:
     if loss is not None and beta >= MOMENTUM_EXTREME:
         growing = trailing_mean(median_over(view_of(record).radial[0], big), 12) > MOMENTUM_GROWTH
         lagging |= loss.lost() | (loss.stuck() & (record["step"] > 60)) | growing
+    if beta >= MOMENTUM_LONG:  # steps of hundreds of gradients ago lead uphill
+        lagging |= (trailing_mean(view_of(record).reach, 60) > MOMENTUM_UPHILL) & (record["step"] > 60)
     lagging &= record["step"] > min(2.0 / (1.0 - beta), 40)
     lasting = held(lagging, MOMENTUM_LASTING)
     span = lasting or held(lagging, 10)
