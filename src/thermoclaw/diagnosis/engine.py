@@ -70,6 +70,7 @@ def run_rules(record: Record) -> list[Finding]:
 def _of_a_game(finding: Finding) -> Finding:
     """In a game of two optimizers what a loss or its slope foretells need not come: for information only."""
     by_loss = finding.code in _BY_LOSS or (finding.code == "lr_too_high" and "loss_at_start" in finding.evidence)
+    by_loss |= finding.code == "weight_blow_up" and "loss" in finding.evidence
     if finding.confidence == "LOW" or not by_loss:
         return finding
     meaning = f"{finding.meaning} The loss runs through a model that another optimizer moves: alone it tells little."

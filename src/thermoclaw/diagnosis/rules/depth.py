@@ -5,8 +5,19 @@ from __future__ import annotations
 import numpy as np
 
 from thermoclaw.diagnosis.finding import Finding, describe_layers
+from thermoclaw.diagnosis.rules.initial import GAIN_LARGE, GAIN_SMALL
 from thermoclaw.diagnosis.selection import chosen, names_of, tell, two_digits
-from thermoclaw.diagnosis.signals import Mask, average, held, largest, median_over, middle, trailing_mean, weights_of
+from thermoclaw.diagnosis.signals import (
+    Mask,
+    average,
+    first_known,
+    held,
+    largest,
+    median_over,
+    middle,
+    trailing_mean,
+    weights_of,
+)
 from thermoclaw.diagnosis.view import view_of
 from thermoclaw.quantities import Array
 from thermoclaw.record import Record
@@ -17,7 +28,15 @@ GONE, GONE_HIGH, GONE_KEEPS, GONE_LOST, GONE_ROWS = 1e-2, 1e-3, 0.9, 3.0, 30
 ONE_DROP = 0.5  # of the whole, in logarithms
 NEVER_SIZE, NEVER_MOVES, NEVER_RATE, NEVER_ROWS = 1e-8, 1e-8, 1e-5, 40
 EXPLODE_RATIO, BLOWN = 70.0, 100.0
-STEEP, STEEP_CALM, STEEP_HIGH, STEEP_CALM_HIGH, STEEP_USUAL, ALREADY = 24.0, 45.0, 30.0, 300.0, 4.0, 0.5
+STEEP, STEEP_CALM, STEEP_TRAINED, STEEP_HIGH, STEEP_CALM_HIGH, STEEP_USUAL, ALREADY = (
+    24.0,
+    45.0,
+    1000.0,
+    30.0,
+    300.0,
+    4.0,
+    0.5,
+)
 
 
 def _depth_profile(record: Record) -> tuple[Mask, Array] | None:
@@ -192,6 +211,13 @@ def exploding_gradients(record: Record) -> Finding | None:
     )
 
 
+def _was_never_trained(record: Record) -> bool:
+    """Whether a small loss is no merit: all is as it was drawn, or some weights are at no scale that training finds."""
+    view = view_of(record)
+    gain = first_known(view.optional("start_gain"))[view.big]
+    return view.newly_initialised or bool(((gain > GAIN_LARGE) | ((gain > 0) & (gain < GAIN_SMALL))).any())
+
+
 def _first_loss(record: Record) -> float:
     """The loss at first; one alone may be small by chance, but not by orders of magnitude."""
     most, one = largest(record.loss[:3]), float(record.loss[0])
@@ -211,7 +237,7 @@ def _blast(record: Record) -> Finding | None:
     if (record.loss[:4] <= 0).any() or first < ALREADY * view.chance < np.inf:
         return None  # a margin that is reached, a loss without a natural zero, a model that has learned before
     calm = bool(np.isfinite(soon).all()) and bool((np.abs(np.log(np.abs(soon) / first + 1e-300)) < np.log(3.0)).all())
-    if not steep > (STEEP_CALM if calm else STEEP):
+    if not steep > (STEEP if not calm else STEEP_CALM if _was_never_trained(record) else STEEP_TRAINED):
         return None
     norm = two_digits(float(view.grad[0]) * STEEP_USUAL / steep)
     return tell(
