@@ -15,6 +15,10 @@ from thermoclaw.record import LayerInfo, Record
 Array = NDArray[np.float64]
 
 
+DRAWN = 3**-0.5  # gain of a PyTorch layer that was never trained
+TRAINED = 0.7 * np.exp(0.1 * np.arange(8.0))  # gains of eight layers that were: none at a usual scale, no two alike
+
+
 @dataclass
 class Synthetic:
     """Columns of a healthy run under AdamW, free to be changed before `record` makes a Record of them."""
@@ -57,11 +61,13 @@ class Synthetic:
         self.columns["coherence"][0] = self.columns["overshoot"][0] = np.nan
 
     def probe(self, **values: Any) -> Synthetic:
-        """Fill probe columns at every fourth row: a number, or one for each probe."""
+        """Fill probe columns at every fourth row: a number, one for each probe, or one for each layer."""
         rows = np.arange(0, self.steps, 4)
         for name, value in values.items():
             column = self.columns.setdefault(name, np.full((self.steps, self.layers), np.nan))
-            column[rows] = np.broadcast_to(np.asarray(value, dtype=float).reshape(-1, 1), (len(rows), self.layers))
+            each = np.asarray(value, dtype=float)
+            of_layers = each.ndim == 1 and len(each) == self.layers
+            column[rows] = np.broadcast_to(each if of_layers else each.reshape(-1, 1), (len(rows), self.layers))
         return self
 
     def set(self, rows: slice | int = slice(None), layers: slice | int = slice(None), **values: Any) -> Synthetic:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.synthetic import Synthetic
+from tests.synthetic import DRAWN, TRAINED, Synthetic
 from thermoclaw import Finding, diagnose
 from thermoclaw.diagnosis.engine import find, run_rules
 from thermoclaw.diagnosis.refutations import REFUTED_BY
@@ -414,9 +414,9 @@ def test_a_model_that_multiplies_its_signal() -> None:
 @pytest.mark.parametrize(("gain", "is_new"), [(3**-0.5, True), (9.0, True), (0.7, False)])
 def test_a_model_that_multiplies_its_signal_while_the_loss_stays(gain: float, is_new: bool) -> None:
     def told(grad_sq: float) -> list[str]:
-        made = Synthetic().probe(start_gain=0.7).set(0, 0, start_gain=gain).set(slice(0, 3), grad_sq=grad_sq)
-        if gain < 1:
-            made.set(0, start_gain=gain)
+        made = Synthetic().probe(start_gain=DRAWN if gain < 0.6 else TRAINED).set(slice(0, 3), grad_sq=grad_sq)
+        if gain > 1.0:
+            made.set(0, 0, start_gain=gain)
         return [f.confidence for f in run_rules(made.record()) if f.code == "exploding_gradients"]
 
     assert told(4e2) == (["MEDIUM"] if is_new else [])  # 80 times the loss: of a trained model, it may be a small loss
@@ -707,7 +707,15 @@ def test_a_usual_initialization_is_known() -> None:
     assert began(3**-0.5)
     assert began(2**0.5)
     assert began(0.16)  # 0.02·√64
-    assert not began(0.7)
+    assert not began(0.7, layers=3)
+    assert began(0.7)  # eight matrices of one standard deviation, whichever it is
+    uneven = (
+        Synthetic()
+        .probe(grad_zeros=0.3)
+        .set(0, start_gain=0.7 * np.exp(0.1 * np.arange(8.0)))
+        .record(layer_shapes=shape)
+    )
+    assert not view_of(uneven).newly_initialised
     assert began((24 / 144) ** 0.5, [144, 24])  # the three gates of a recurrent cell as one matrix
     assert not began(1.04 * 3**-0.5, [16, 16], 2)  # two small matrices may be at it by chance
     assert began(1.04 * 3**-0.5, [16, 16], 4)
@@ -715,12 +723,12 @@ def test_a_usual_initialization_is_known() -> None:
 
 
 def test_contrastive_losses_have_no_known_chance() -> None:
-    def run(gain: float) -> Record:
+    def run(gain: Any) -> Record:
         made = Synthetic().set(loss=4.16 + 0.01 * np.sin(np.arange(200)), coherence=0.02, noise_share=0.95)
         return made.probe(start_gain=gain, grad_zeros=0.3).record()
 
     heard(run(3**-0.5), "label_noise")
-    silent(run(0.7), "label_noise")  # trained before: it may stand where it ended
+    silent(run(TRAINED), "label_noise")  # it may stand where it ended
 
 
 def test_a_small_model_may_learn_to_attend_fast() -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 
-from tests.synthetic import Synthetic
+from tests.synthetic import DRAWN, TRAINED, Synthetic
 from tests.test_rule_by_rule import heard, silent
 from thermoclaw.diagnosis.engine import rank, run_rules
 from thermoclaw.record import Record
@@ -133,14 +134,14 @@ def test_a_loss_that_is_not_a_number_while_all_else_is_sound(rows: int, confiden
 
 
 def test_steps_of_a_new_model_that_never_leave_the_straight_line() -> None:
-    def run(gain: float = 3**-0.5, reach: float = -0.9, ratio: float = 1e-4, falls: float = 3e-3) -> Record:
+    def run(gain: Any = DRAWN, reach: float = -0.9, ratio: float = 1e-4, falls: float = 3e-3) -> Record:
         made = Synthetic(optimizer="SGD").set(loss=2.5 * np.exp(-falls * STEPS)).probe(start_gain=gain)
         size = 0.1 * np.exp(0.1 * np.random.default_rng(0).standard_normal((200, 8)))
         made.set(update_sq=(ratio * 10.0) ** 2, grad_sq=size**2, alignment=1.0, overshoot=reach * 0.1 * ratio * 10.0)
         return made.record()
 
     assert heard(run(), "lr_too_low").confidence == "MEDIUM"
-    silent(run(gain=0.7), "lr_too_low")  # it was trained before: slow may be meant
+    silent(run(gain=TRAINED), "lr_too_low")  # it was trained before: slow may be meant
     silent(run(reach=-0.6), "lr_too_low")
     silent(run(ratio=1e-3), "lr_too_low")
     silent(run(falls=1e-2), "lr_too_low")  # it learns
@@ -172,14 +173,14 @@ def test_a_sum_of_gradients_that_is_clipped_before_each_step() -> None:
 def test_targets_that_move_with_the_model_are_restless() -> None:
     """A loss without progress and with much noise tells nothing where nobody knows what chance would be."""
     made = Synthetic().set(loss=2.5 + 0.5 * np.random.default_rng(0).standard_normal(200), coherence=0.02)
-    made.set(noise_share=0.97).probe(start_gain=3**-0.5, grad_zeros=0.3)
+    made.set(noise_share=0.97).probe(start_gain=DRAWN, grad_zeros=0.3)
     silent(made.record(), "gradient_noise")
 
 
 def test_small_steps_on_noise_tell_the_same_later() -> None:
     def run(ratio: float) -> dict[str, str]:
         made = Synthetic(300).set(loss=2.5 + 0.02 * np.sin(np.arange(300)), coherence=0.02, noise_share=0.97)
-        made.set(update_sq=(ratio * 10.0) ** 2).probe(start_gain=3**-0.5, grad_zeros=0.3)
+        made.set(update_sq=(ratio * 10.0) ** 2).probe(start_gain=DRAWN, grad_zeros=0.3)
         return confidences(made.record())
 
     assert run(2e-3)["label_noise"] == "MEDIUM"
@@ -293,7 +294,7 @@ def test_a_loss_that_gives_back_all_it_had_gained() -> None:
 def test_labels_are_not_blamed_where_something_was_learned() -> None:
     def run(best: float) -> dict[str, str]:
         made = Synthetic(300).set(loss=2.5 + 0.02 * np.sin(np.arange(300)), coherence=0.02, noise_share=0.97)
-        made.set(slice(10, 60), loss=best).probe(start_gain=3**-0.5, grad_zeros=0.3)
+        made.set(slice(10, 60), loss=best).probe(start_gain=DRAWN, grad_zeros=0.3)
         return confidences(made.record())
 
     assert "label_noise" in run(2.4)
@@ -351,12 +352,28 @@ def test_early_layers_without_a_gradient_move_under_adam_and_learn_nothing() -> 
 
 
 def test_a_trained_model_may_begin_slowly() -> None:
-    def run(gain: float, rows: int) -> dict[str, str]:
+    def run(gain: Any, rows: int) -> dict[str, str]:
         made = Synthetic(rows, optimizer="AdamW").set(loss=2.5 - 1e-6 * np.arange(rows)).probe(start_gain=gain)
         size = 0.01 * np.exp(0.1 * np.random.default_rng(0).standard_normal((rows, 8)))
         made.set(update_sq=(1.6e-4 * 10.0) ** 2, grad_sq=size**2, alignment=1.0, overshoot=-0.01 * 1.6e-3)
         return confidences(made.record())
 
-    assert "lr_too_low" in run(3**-0.5, 60)
-    assert "lr_too_low" not in run(0.7, 60)
-    assert "lr_too_low" in run(0.7, 140)
+    assert "lr_too_low" in run(DRAWN, 60)
+    assert "lr_too_low" not in run(TRAINED, 60)
+    assert "lr_too_low" in run(TRAINED, 140)
+
+
+def test_words_that_are_guessed_by_their_frequency() -> None:
+    def run(falls: float, gain: Any = DRAWN, classes: int = 64, level: float = 0.7) -> dict[str, str]:
+        t = np.arange(300)
+        loss = np.log(64) * (level + (1.0 - level) * np.exp(-t / 15.0)) - falls * t
+        made = Synthetic(300).set(loss=loss + 0.02 * np.random.default_rng(0).standard_normal(300), coherence=0.1)
+        made.probe(start_gain=gain, grad_zeros=0.3).set(noise_share=0.8)
+        made.columns["output_drift"] = np.full((300, 8), np.nan)
+        made.columns["output_drift"][::4, 7] = 1e-9
+        return confidences(made.record(layer_shapes={f"blocks.{i}.fc": [classes, 64] for i in range(8)}))
+
+    assert run(0.0)["label_noise"] == "MEDIUM"
+    assert "label_noise" not in run(1e-3)  # slow, and yet it learns
+    assert "label_noise" not in run(0.0, gain=TRAINED)  # it was trained before
+    assert "label_noise" not in run(0.0, level=0.4)

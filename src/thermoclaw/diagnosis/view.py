@@ -64,6 +64,14 @@ def _off_usual(gain: float, outputs: float, inputs: float, ltype: str) -> tuple[
     return float(np.abs(gain / np.array(scales) - 1.0).min()), float(error)
 
 
+def _as_drawn(off: Array, error: Array, scales: float) -> bool:
+    """Whether three in four are within their errors of one of so many scales, and by no chance."""
+    near = off < 3.0 * error
+    off, error = off[near], error[near]
+    weight = np.log(np.log(10.0) / scales / (2.5 * error)) - 0.5 * (off / error) ** 2
+    return bool(near.mean() >= 0.75 and weight.sum() > np.log(20.0))
+
+
 @dataclass(frozen=True, eq=False)
 class View:
     """See the module's docstring."""
@@ -131,18 +139,23 @@ class View:
         """Whether weight matrices began at the scales of usual initializations; trained ones are at none of these.
 
         Each matrix is weighed: how much likelier is its scale if it is a usual one, known to the error of a root mean
-        square of so many normal numbers, than if it is anything within a factor of ten?
+        square of so many normal numbers, than if it is anything within a factor of ten? Or all have one standard
+        deviation, whichever.
         """
         gain, shapes = first_known(self.optional("start_gain")), self.record.meta.get("layer_shapes") or {}
-        usual, weight = [], 0.0
+        off, error, size = [], [], []
         for layer, value in zip(self.record.layers, gain, strict=True):
             shape = shapes.get(layer.name)
             if shape and len(shape) > 1 and np.prod(shape) >= 200 and np.isfinite(value) and value > 0:
-                off, error = _off_usual(float(value), float(shape[0]), float(np.prod(shape[1:])), layer.ltype)
-                usual.append(off < 3.0 * error)
-                if usual[-1]:
-                    weight += np.log(np.log(10.0) / 4.0 * np.exp(-0.5 * (off / error) ** 2) / (2.5 * error))
-        return self.fresh and len(usual) > 1 and float(np.mean(usual)) >= 0.75 and weight > np.log(20.0)
+                inputs = float(np.prod(shape[1:]))
+                distance, doubt = _off_usual(float(value), float(shape[0]), inputs, layer.ltype)
+                off.append(distance)
+                error.append(doubt)
+                size.append(np.log(value / np.sqrt(1.0 if layer.ltype == "embedding" else inputs)))
+        if not self.fresh or len(off) < 2:
+            return False
+        alike = np.abs(np.array(size) - np.median(size)) if len(size) > 3 else np.full(len(size), np.inf)
+        return _as_drawn(np.array(off), np.array(error), 4.0) or _as_drawn(alike, np.array(error), 1.0)
 
     @cached_property
     def is_game(self) -> bool:
