@@ -361,19 +361,3 @@ def test_a_trained_model_may_begin_slowly() -> None:
     assert "lr_too_low" in run(DRAWN, 60)
     assert "lr_too_low" not in run(TRAINED, 60)
     assert "lr_too_low" in run(TRAINED, 140)
-
-
-def test_words_that_are_guessed_by_their_frequency() -> None:
-    def run(falls: float, gain: Any = DRAWN, classes: int = 64, level: float = 0.7) -> dict[str, str]:
-        t = np.arange(300)
-        loss = np.log(64) * (level + (1.0 - level) * np.exp(-t / 15.0)) - falls * t
-        made = Synthetic(300).set(loss=loss + 0.02 * np.random.default_rng(0).standard_normal(300), coherence=0.1)
-        made.probe(start_gain=gain, grad_zeros=0.3).set(noise_share=0.8)
-        made.columns["output_drift"] = np.full((300, 8), np.nan)
-        made.columns["output_drift"][::4, 7] = 1e-9
-        return confidences(made.record(layer_shapes={f"blocks.{i}.fc": [classes, 64] for i in range(8)}))
-
-    assert run(0.0)["label_noise"] == "MEDIUM"
-    assert "label_noise" not in run(1e-3)  # slow, and yet it learns
-    assert "label_noise" not in run(0.0, gain=TRAINED)  # it was trained before
-    assert "label_noise" not in run(0.0, level=0.4)

@@ -275,8 +275,7 @@ RULES: tuple[Rule, ...] = (
         noise.label_noise,
         "Targets carry no information",
         f"the loss stays near its first level, calmly, at noise_share > {noise.FLAT_SHARE}",
-        f"level > {noise.FLAT_LEVEL:.0%} of the first loss; of a new model and more than "
-        f"{noise.MANY_CLASSES} classes > 50% of ln C, {noise.STILL_ROWS} steps",
+        f"level > {noise.FLAT_LEVEL:.0%} of the first loss",
         "docs: diagnosis",
     ),
     Rule(

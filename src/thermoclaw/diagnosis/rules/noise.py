@@ -18,7 +18,6 @@ FLAT_MOVES, CHANCE = 1.2e-3, 0.97
 BLIND_LEVEL, BLIND_COHERENCE, BLIND_SHARE = 0.9, 0.05, 0.97
 RESTLESS, CALM = 0.07, 0.06
 BETTER_DAYS = 0.8
-MANY_CLASSES, STILL_ROWS, STILL_COHERENCE = 15, 100, 0.3
 RANDOM_SIZE, RANDOM_COSINE, RANDOM_MEAN, RANDOM_SHARE, RANDOM_ROWS = 200, 2.2, 0.02, 0.9, 10
 
 
@@ -135,23 +134,6 @@ def _noise(view: View, span: tuple[int, int], *, sudden: bool, random: bool = Fa
     )
 
 
-def _by_frequency(view: View) -> Mask:
-    """Where a new model's cross-entropy over many classes stays, for long, where guessing by frequency is, [T].
-
-    Of many classes some are far more frequent than others, as words are: then a guess that knows no more than that
-    stands well below ln C.
-    """
-    record, loss = view.record, view.loss
-    if loss is None or not np.log(MANY_CLASSES) < view.chance < np.inf or not view.newly_initialised:
-        return np.zeros(len(record), dtype=bool)
-    late = trailing_mean(record.loss, WINDOW)
-    fell = lagged(late, STILL_ROWS) - late
-    still = fell < 2.5 * loss.noise * np.sqrt(2.0 / WINDOW) + 0.003 * view.chance
-    still &= (late > 0.5 * view.chance) & (np.abs(trailing_mean(view.coherence, WINDOW)) < STILL_COHERENCE)
-    still &= (trailing_mean(view.update_ratio, 20) > 1e-3) & (view.lr > 0.3 * np.maximum.accumulate(view.lr))
-    return np.asarray(still & (np.arange(len(record)) >= STILL_ROWS + WINDOW + 10))
-
-
 def label_noise(record: Record) -> Finding | None:
     """The loss stays near its first level, calmly, and gradients agree on nothing: inputs do not tell the targets."""
     view = view_of(record)
@@ -159,9 +141,7 @@ def label_noise(record: Record) -> Finding | None:
     if found is None or view.loss is None:
         return None
     learned = view.loss.best < BETTER_DAYS * trailing_mean(record.loss, WINDOW)  # once: then it was there to be learned
-    flat = held(found[0] & (found[1] < CALM) & ~learned, 8)
-    by_frequency = held(_by_frequency(view) & ~learned, 8)
-    span = min((one for one in (flat, by_frequency) if one is not None), key=lambda one: one[1], default=None)
+    span = held(found[0] & (found[1] < CALM) & ~learned, 8)
     if span is None:
         return None
     row = span[1]
