@@ -11,6 +11,7 @@ from __future__ import annotations
 import weakref
 from dataclasses import dataclass
 from functools import cached_property
+from math import inf, log, prod, sqrt
 from typing import Any
 
 import numpy as np
@@ -54,14 +55,12 @@ def _off_usual(gain: float, outputs: float, inputs: float, ltype: str) -> tuple[
     rms·√fan-in: 1/√3 (PyTorch, linear and convolution), √2 (He), √(2·in/(in + out)) (Glorot), 0.02·√in (GPT), and
     √(g·in/(3·out)) where the g gates of a recurrent cell are one matrix. Tables have no fan-in: 1 (PyTorch), 0.02.
     """
-    error = 1.0 / np.sqrt(2.0 * inputs * outputs)
     if ltype == "embedding":
-        scales = [1.0, 0.02]
+        scales: tuple[float, ...] = (1.0, 0.02)
     else:
-        glorot = np.sqrt(2.0 * inputs / (inputs + outputs))
-        gates = [np.sqrt(gates * inputs / (3.0 * outputs)) for gates in (1.0, 3.0, 4.0)]
-        scales = [1 / np.sqrt(3.0), np.sqrt(2.0), glorot, 0.02 * np.sqrt(inputs), *gates]
-    return float(np.abs(gain / np.array(scales) - 1.0).min()), float(error)
+        gates = (sqrt(gates * inputs / (3.0 * outputs)) for gates in (1.0, 3.0, 4.0))
+        scales = (3.0**-0.5, 2.0**0.5, sqrt(2.0 * inputs / (inputs + outputs)), 0.02 * sqrt(inputs), *gates)
+    return min(abs(gain / scale - 1.0) for scale in scales), 1.0 / sqrt(2.0 * inputs * outputs)
 
 
 def _as_drawn(off: Array, error: Array, scales: float) -> bool:
@@ -144,14 +143,14 @@ class View:
         """
         gain, shapes = first_known(self.optional("start_gain")), self.record.meta.get("layer_shapes") or {}
         off, error, size = [], [], []
-        for layer, value in zip(self.record.layers, gain, strict=True):
+        for layer, value in zip(self.record.layers, gain.tolist(), strict=True):
             shape = shapes.get(layer.name)
-            if shape and len(shape) > 1 and np.prod(shape) >= 200 and np.isfinite(value) and value > 0:
-                inputs = float(np.prod(shape[1:]))
+            if shape and len(shape) > 1 and prod(shape) >= 200 and 0 < value < inf:
+                inputs = float(prod(shape[1:]))
                 distance, doubt = _off_usual(float(value), float(shape[0]), inputs, layer.ltype)
                 off.append(distance)
                 error.append(doubt)
-                size.append(np.log(value / np.sqrt(1.0 if layer.ltype == "embedding" else inputs)))
+                size.append(log(value / sqrt(1.0 if layer.ltype == "embedding" else inputs)))
         if not self.fresh or len(off) < 2:
             return False
         alike = np.abs(np.array(size) - np.median(size)) if len(size) > 3 else np.full(len(size), np.inf)
@@ -204,6 +203,11 @@ class View:
     def coherence(self) -> Array:
         """Median over weight layers of cos(g_t, g_{t−1})."""
         return median_over(self.record["coherence"], self.big)
+
+    @cached_property
+    def noise_share(self) -> Array:
+        """Median over weight layers of the share of the squared gradient that is noise."""
+        return median_over(self.record["noise_share"], self.big)
 
     @cached_property
     def alignment(self) -> Array:

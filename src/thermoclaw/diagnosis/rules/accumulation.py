@@ -7,7 +7,7 @@ import numpy as np
 from thermoclaw.diagnosis.finding import Finding
 from thermoclaw.diagnosis.rules.pace import CLIP_ROWS
 from thermoclaw.diagnosis.selection import tell
-from thermoclaw.diagnosis.signals import Mask, held, lagged, median_over, middle, trailing_mean
+from thermoclaw.diagnosis.signals import Mask, held, lagged, middle, trailing_mean
 from thermoclaw.diagnosis.view import View, view_of
 from thermoclaw.quantities import Array
 from thermoclaw.record import Record
@@ -69,7 +69,7 @@ def _steady_sum(record: Record, growth: Array) -> tuple[int, int] | None:
     view = view_of(record)
     if view.loss is None:
         return None
-    noise = trailing_mean(median_over(record["noise_share"], view.big), SUM_ROWS)
+    noise = trailing_mean(view.noise_share, SUM_ROWS)
     turning = trailing_mean(view.coherence, SUM_ROWS)
     bend = np.abs(np.diff(record.loss, 2, prepend=[np.nan, np.nan]))  # a trend has none, batches that differ have
     with np.errstate(divide="ignore", invalid="ignore"):

@@ -30,6 +30,8 @@ def _paid(view: View) -> Finding | None:
         return None
     first, late = max(abs(average(record.loss[:10])), 1.0), trailing_mean(record.loss, 10)
     below = (late < -PAID * first) & (late < lagged(late, PAID_ROWS) - 0.1 * first)
+    if not below.any():
+        return None
     rate, share = (trailing_mean(values, PAID_ROWS) for values in view.radial)
     weight = np.where(view.big & view.trained, view.sizes, 0.0)
     with np.errstate(invalid="ignore"):

@@ -39,7 +39,7 @@ def _flat(view: View) -> tuple[Mask, Array] | None:
     moving &= view.lr > 0.3 * np.maximum.accumulate(view.lr)
     moving |= at_chance & (path > FLAT_MOVES * SETTLED) & (view.lr > 0)
     agreement = np.abs(trailing_mean(view.coherence, WINDOW))
-    share = trailing_mean(median_over(record["noise_share"], view.big), WINDOW)
+    share = trailing_mean(view.noise_share, WINDOW)
     blind = (agreement < FLAT_COHERENCE) & ((share > FLAT_SHARE) | at_chance)
     level = view.chance if np.isfinite(view.chance) or not view.newly_initialised else first
     near = late > CHANCE * level
@@ -69,7 +69,7 @@ def _drowned(view: View) -> tuple[int, int] | None:
     before = lagged(trailing_mean(size, 20), ISOTROPIC_ROWS + 5)
     hit = (size < ISOTROPIC) & (before > ISOTROPIC_BEFORE) & (size < 0.3 * before) & (view.update > 0)
     hit &= np.arange(len(size)) > ISOTROPIC_ROWS + 25
-    share = trailing_mean(median_over(view.record["noise_share"], view.big), ISOTROPIC_ROWS)
+    share = trailing_mean(view.noise_share, ISOTROPIC_ROWS)
     span = held(hit & (share > 0.6), 2)
     return None if span is None else (max(span[0] - ISOTROPIC_ROWS, 0), span[1])
 
@@ -84,13 +84,15 @@ def _random(view: View) -> tuple[int, int] | None:
     dense &= view.big & view.trained & (view.sizes >= RANDOM_SIZE)
     if dense.sum() < 2 or view.loss is None:
         return None
+    hit = (view.update > 0) & (np.abs(view.loss.smooth) > 0.05 * abs(view.loss.start))
+    hit &= trailing_mean(view.noise_share, WINDOW) > RANDOM_SHARE
+    hit &= (np.abs(trailing_mean(view.coherence, WINDOW)) < RANDOM_MEAN) & (np.arange(len(hit)) > WINDOW)
+    if not hit.any():
+        return None
     whole = (record["grad_sq"] > 0) & np.isfinite(record["coherence"])
     square = np.where(whole, record["coherence"] ** 2 * view.sizes, np.inf)  # a gradient that is zero has no direction
     size = np.sqrt(median_over(_window_mean(square, WINDOW), dense))
-    hit = (size < RANDOM_COSINE) & (np.abs(trailing_mean(view.coherence, WINDOW)) < RANDOM_MEAN)
-    hit &= trailing_mean(median_over(record["noise_share"], view.big), WINDOW) > RANDOM_SHARE
-    hit &= (view.update > 0) & (np.abs(view.loss.smooth) > 0.05 * abs(view.loss.start))
-    span = held(hit & (np.arange(len(hit)) > WINDOW), RANDOM_ROWS)
+    span = held(hit & (size < RANDOM_COSINE), RANDOM_ROWS)
     return None if span is None else (max(span[0] - WINDOW, 0), span[1])
 
 
@@ -102,7 +104,7 @@ def _window_mean(values: Array, window: int) -> Array:
 
 def _noise(view: View, span: tuple[int, int], *, sudden: bool, random: bool = False) -> Finding:
     record, row = view.record, span[1]
-    share = float(trailing_mean(median_over(record["noise_share"], view.big), ISOTROPIC_ROWS)[row])
+    share = float(trailing_mean(view.noise_share, ISOTROPIC_ROWS)[row])
     coherence = float(trailing_mean(view.coherence, ISOTROPIC_ROWS)[row])
     size = float(np.sqrt(trailing_mean(view.coherence**2, ISOTROPIC_ROWS)[row]))
     since = (
@@ -146,7 +148,7 @@ def label_noise(record: Record) -> Finding | None:
         return None
     row = span[1]
     level = float(trailing_mean(record.loss, WINDOW)[row])
-    share = float(trailing_mean(median_over(record["noise_share"], view.big), WINDOW)[row])
+    share = float(trailing_mean(view.noise_share, WINDOW)[row])
     return tell(
         record,
         "label_noise",
