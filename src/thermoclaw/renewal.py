@@ -28,9 +28,9 @@ class Renewal:
         return [self.renewed, self.compared, *(self._before if -1 not in self._before else ())]
 
     @property
-    def told(self) -> bool:
-        """Whether gradients were new at most steps, so that nothing adds up."""
-        return self.compared >= LEAST and self.renewed > 0.5 * self.compared
+    def told(self) -> bool | None:
+        """Whether gradients were new at most steps, so that nothing adds up; None where nobody knows."""
+        return self.renewed > 0.5 * self.compared if self.compared >= LEAST else None
 
     def look(self, params: Sequence[Tensor]) -> None:
         """At a step that is about to be made, with its gradients in place."""

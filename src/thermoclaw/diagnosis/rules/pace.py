@@ -8,7 +8,7 @@ from thermoclaw.diagnosis.finding import Finding
 from thermoclaw.diagnosis.remedies import Remedy
 from thermoclaw.diagnosis.rules import precision
 from thermoclaw.diagnosis.selection import tell, two_digits
-from thermoclaw.diagnosis.signals import Mask, average, held, middle, trailing_max, trailing_mean, trailing_min
+from thermoclaw.diagnosis.signals import Mask, average, held, trailing_max, trailing_mean, trailing_min
 from thermoclaw.diagnosis.view import View, view_of
 from thermoclaw.quantities import Array
 from thermoclaw.record import Record
@@ -173,13 +173,15 @@ def over_clipping(record: Record) -> Finding | None:
     view = view_of(record)
     if view.is_unit_size:  # the size of a step does not depend on the gradient's, as long as ε does not hide it
         told = _below_epsilon(view)
-        if told is not None or not middle(view.grad) < CLIPPED_TO_NOTHING:
+        if told is not None or not (view.grad < CLIPPED_TO_NOTHING).any():
             return told
     found = _crawling(view, update=CLIPPED_UPDATE, gain=CLIPPED_GAIN)
     if found is None or view.loss is None:
         return None
     where, pace = found
     each = clip_value(view)
+    if view.is_unit_size:
+        where = where & (view.grad < CLIPPED_TO_NOTHING)
     span = held(where & (_is_clipped(view) | np.isfinite(each)), 8)
     if span is None:
         return None
