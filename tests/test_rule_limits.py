@@ -361,3 +361,38 @@ def test_a_trained_model_may_begin_slowly() -> None:
     assert "lr_too_low" in run(DRAWN, 60)
     assert "lr_too_low" not in run(TRAINED, 60)
     assert "lr_too_low" in run(TRAINED, 140)
+
+
+def test_a_rate_that_sharpens_attention_from_the_first_step() -> None:
+    def run(ratio: float, first: int = 0) -> str:
+        gain = np.where(
+            np.arange(50) < first, 2.0, np.minimum(2.0 * 2.2 ** np.maximum(np.arange(50.0) - first, 0), 900.0)
+        )
+        made = Synthetic().probe(attention_gain=gain)
+        return run_rules_first(made.set(slice(0, 30), update_sq=(10.0 * ratio) ** 2).set(lr=0.05).record())
+
+    assert run(0.1) == "lr_too_high"
+    assert run(0.01) == "attention_logit_growth"
+    assert run(0.1, first=20) == "attention_logit_growth"
+
+
+def test_a_momentum_of_a_hundred_steps_that_learns() -> None:
+    def run(beta: float, left: float) -> dict[str, str]:
+        made = Synthetic(optimizer="SGD").set(loss=2.5 * (left + (1.0 - left) * np.exp(-STEPS / 15.0)))
+        return confidences(made.set(momentum=beta, coherence=0.35, alignment=0.1, overshoot=-1e-4).record())
+
+    assert run(0.99, 0.8)["momentum_too_high"] == "HIGH"
+    assert "momentum_too_high" not in run(0.99, 0.1)
+    assert run(0.999, 0.1)["momentum_too_high"] == "HIGH"
+
+
+def test_tables_that_few_batches_ask_for_shrink() -> None:
+    def run(ltype: str) -> dict[str, str]:
+        norm = 10.0 * np.exp(-2e-3 * STEPS)[:, None] * np.ones((200, 8))
+        made = Synthetic().set(weight_decay=0.4, lr=5e-3, param_sq=norm**2, update_sq=(norm * 2.1e-3) ** 2)
+        record = made.record(param_groups=[{"decoupled": 1.0, "weight_decay": 0.4}])
+        layers = tuple(replace(layer, ltype=ltype) for layer in record.layers)
+        return confidences(replace(record, layers=layers))
+
+    assert run("mlp")["weight_decay_too_high"] == "MEDIUM"
+    assert "weight_decay_too_high" not in run("embedding")

@@ -8,6 +8,7 @@ import numpy as np
 
 from thermoclaw.diagnosis.finding import Finding
 from thermoclaw.diagnosis.remedies import Remedy
+from thermoclaw.diagnosis.rules.outputs import attention_logit_growth
 from thermoclaw.diagnosis.rules.precision import all_zero
 from thermoclaw.diagnosis.selection import tell, two_digits
 from thermoclaw.diagnosis.signals import (
@@ -37,6 +38,7 @@ LR_THROWN, LR_THROWN_STEPS, LR_THROWN_SPIKE = 2.0, 20, 1.2
 LR_STALLED_GAIN, LR_STALLED_STEP = 0.1, 100
 LR_EXPLODED, LR_BURST_ROWS = 5.0, 20
 LR_DESCENDS, LR_AGREES = 0.1, 0.5
+LR_SHARPENED = 0.05  # of attention layers' norm in a step
 LR_DECAYED = 0.3  # share of the step
 LR_GAINED, LR_BACK = 0.3, 0.95
 LR_JUMP, LR_JUMP_ROWS = 3.0, 60
@@ -57,7 +59,7 @@ def lr_too_high(record: Record) -> Finding | None:
     burst, lost = _burst(record, loss), loss.lost() & (np.arange(len(record)) >= 10)
     thrown, stalled = _thrown(record, loss), _stalled(record, loss)
     if not (burst | lost | thrown | stalled).any():
-        return None
+        return _sharpened(record)
     signs = _StepSigns.of(record)
     burst, lost = burst & ~signs.descends, lost & ~signs.descends
     for kind, confidence, condition, rows in (
@@ -71,7 +73,39 @@ def lr_too_high(record: Record) -> Finding | None:
         span = held(condition, rows)
         if span is not None:
             return _lr_finding(record, loss, signs, kind, confidence, span)
-    return None
+    return _sharpened(record)
+
+
+def _sharpened(record: Record) -> Finding | None:
+    """The first steps, a large part of the weights each, made attention far sharper than it began."""
+    found, view = attention_logit_growth(record), view_of(record)
+    if found is None or not view.fresh or found.first_step > record.steps[0]:
+        return None
+    attention = np.asarray(np.isfinite(view.optional("attention_gain")).any(axis=0))
+    ratio = middle(median_over(record["update_ratio"][:LR_THROWN_STEPS], attention))
+    if not ratio > LR_SHARPENED:
+        return None
+    lr = largest(view.lr[:LR_THROWN_STEPS])
+    value = two_digits(lr * 3e-3 / ratio)
+    row = int(np.searchsorted(record.steps, found.raised_step))
+    return tell(
+        record,
+        "lr_too_high",
+        "HIGH",
+        (0, row),
+        mask=attention,
+        title="the first steps sharpen attention",
+        seen=f"In the first {LR_THROWN_STEPS} steps a step changed attention layers by {ratio:.1%} of their norm, at a "
+        f"learning rate of {lr:.3g}; by step {found.raised_step} the largest singular value of W_Qᵀ·W_K had risen "
+        f"{found.evidence['growth']:.0f}×.",
+        meaning="Attention that is nearly one-hot passes next to no gradient on: what it looks at was decided before "
+        "anything was learned.",
+        advice=f"Lower the learning rate from {lr:.3g} to about {value:.2g} (steps of 0.3 % of the weights), or warm "
+        "it up over the first hundred steps, and start again.",
+        source="Wortsman et al. 2023 (arXiv 2309.14322): logits grow with the learning rate; Karpathy 2019",
+        evidence={"update_ratio": ratio, "lr": lr, "growth": found.evidence["growth"]},
+        remedy=Remedy("lr", value, lr),
+    )
 
 
 def _rewritten(record: Record) -> Finding | None:

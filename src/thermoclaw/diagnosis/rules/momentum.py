@@ -12,7 +12,7 @@ from thermoclaw.record import Record
 
 MOMENTUM_LEAST = 0.97
 MOMENTUM_COHERENCE = 0.05
-MOMENTUM_LONG, MOMENTUM_UPHILL = 0.995, 0.15
+MOMENTUM_LONG, MOMENTUM_UPHILL, MOMENTUM_LEARNED = 0.995, 0.15, 0.3
 MOMENTUM_LASTING, MOMENTUM_EXTREME, MOMENTUM_GROWTH = 30, 0.99, 0.01
 
 
@@ -34,6 +34,8 @@ def momentum_too_high(record: Record) -> Finding | None:
         lagging |= loss.lost() | (loss.stuck() & (record["step"] > 60)) | growing
     if beta >= MOMENTUM_LONG:  # steps of hundreds of gradients ago lead uphill
         lagging |= (trailing_mean(view_of(record).reach, 60) > MOMENTUM_UPHILL) & (record["step"] > 60)
+    if loss is not None and beta < MOMENTUM_LONG:  # some recipes have 0.98 and 0.99, and learn
+        lagging &= ~(loss.smooth < MOMENTUM_LEARNED * loss.start) | loss.lost()
     lagging &= record["step"] > min(2.0 / (1.0 - beta), 40)
     lasting = held(lagging, MOMENTUM_LASTING)
     span = lasting or held(lagging, 10)
