@@ -396,3 +396,16 @@ def test_tables_that_few_batches_ask_for_shrink() -> None:
 
     assert run("mlp")["weight_decay_too_high"] == "MEDIUM"
     assert "weight_decay_too_high" not in run("embedding")
+
+
+def test_a_sum_of_losses_that_passes_chance_is_no_noise() -> None:
+    def run(first: float) -> dict[str, str]:
+        fast = (first - 1.0) * np.exp(-STEPS / 30.0)
+        loss = np.log(64) * (1.0 + fast) + 0.8 * np.random.default_rng(0).standard_normal(200)
+        made = Synthetic().set(loss=loss, coherence=0.02, noise_share=0.95)
+        made.columns["output_drift"] = np.full((200, 8), np.nan)
+        made.columns["output_drift"][::4, 7] = 1e-9
+        return confidences(made.record())
+
+    assert run(1.1)["gradient_noise"] == "MEDIUM"
+    assert "gradient_noise" not in run(2.5)

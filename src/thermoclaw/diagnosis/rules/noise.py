@@ -17,7 +17,7 @@ FLAT_LEVEL, FLAT_COHERENCE, FLAT_SHARE = 0.8, 0.1, 0.85
 FLAT_MOVES, CHANCE = 1.2e-3, 0.97
 BLIND_LEVEL, BLIND_COHERENCE, BLIND_SHARE = 0.9, 0.05, 0.97
 RESTLESS, CALM = 0.07, 0.06
-BETTER_DAYS = 0.8
+BETTER_DAYS, NEAR_CHANCE = 0.8, 1.5
 RANDOM_SIZE, RANDOM_COSINE, RANDOM_MEAN, RANDOM_SHARE, RANDOM_ROWS = 200, 2.2, 0.02, 0.9, 10
 
 
@@ -54,7 +54,8 @@ def gradient_noise(record: Record) -> Finding | None:
     """The batch is too small, or the gradient too noisy, for the signal in it."""
     view = view_of(record)
     found = _flat(view)
-    known = np.isfinite(view.chance)  # a restless loss may chase targets that move with the model, as in Q-learning
+    # A restless loss may chase targets that move with the model, as in Q-learning, or be a sum that passes ln C.
+    known = np.isfinite(view.chance) and average(view.record.loss[:10]) < NEAR_CHANCE * view.chance
     span = held(found[0] & (found[1] > RESTLESS), 8) if found is not None and known else None
     random = _random(view)
     drowned = random or _drowned(view)
