@@ -409,3 +409,13 @@ def test_a_sum_of_losses_that_passes_chance_is_no_noise() -> None:
 
     assert run(1.1)["gradient_noise"] == "MEDIUM"
     assert "gradient_noise" not in run(2.5)
+
+
+@pytest.mark.parametrize(("tables", "told"), [(0, True), (1, True), (2, False), (3, False)])
+def test_first_steps_that_rewrite_tables(tables: int, told: bool) -> None:
+    made = Synthetic(layers=3).set(slice(0, 8), update_sq=30.0)
+    made.set(loss=2.5 + 0.01 * np.sin(STEPS))
+    record = made.record()
+    kinds = ["embedding"] * tables + ["mlp"] * (3 - tables)
+    layers = tuple(replace(layer, ltype=kind) for layer, kind in zip(record.layers, kinds, strict=True))
+    assert ("lr_too_high" in confidences(replace(record, layers=layers))) == told
