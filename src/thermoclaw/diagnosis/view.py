@@ -63,7 +63,7 @@ def _off_usual(gain: float, outputs: float, inputs: float, ltype: str) -> tuple[
     return min(abs(gain / scale - 1.0) for scale in scales), 1.0 / sqrt(2.0 * inputs * outputs)
 
 
-def _as_drawn(off: Array, error: Array, scales: float) -> bool:
+def _at_known_scales(off: Array, error: Array, scales: float) -> bool:
     """Whether three in four are within their errors of one of so many scales, and by no chance."""
     near = off < 3.0 * error
     off, error = off[near], error[near]
@@ -110,6 +110,11 @@ class View:
         return real & self.trained if (real & self.trained).any() else real
 
     @cached_property
+    def tables(self) -> Mask:
+        """Embeddings: rows that batches pick, without a fan-in, [L]."""
+        return np.array([layer.ltype == "embedding" for layer in self.record.layers], dtype=bool)
+
+    @cached_property
     def trained(self) -> Mask:
         """Layers that were stepped with a learning rate above zero at some row, [L]."""
         return np.asarray(
@@ -154,7 +159,7 @@ class View:
         if not self.fresh or len(off) < 2:
             return False
         alike = np.abs(np.array(size) - np.median(size)) if len(size) > 3 else np.full(len(size), np.inf)
-        return _as_drawn(np.array(off), np.array(error), 4.0) or _as_drawn(alike, np.array(error), 1.0)
+        return _at_known_scales(np.array(off), np.array(error), 4.0) or _at_known_scales(alike, np.array(error), 1.0)
 
     @cached_property
     def is_game(self) -> bool:

@@ -325,7 +325,7 @@ RULES: tuple[Rule, ...] = (
         "Gradients grow with depth or with time",
         "root mean square gradient of first against last layers; growth of the norm; ‖g‖‖θ‖ over the loss at the start",
         f"× {depth.EXPLODE_RATIO:g} while the loss makes no progress; ‖g‖‖θ‖ > {depth.STEEP:g} L and the loss jumps, "
-        f"or > {depth.STEEP_CALM:g} L",
+        f"or > {depth.STEEP_CALM:g} L in a new model",
         "AutoTrainer (ICSE 2021)",
     ),
     Rule(

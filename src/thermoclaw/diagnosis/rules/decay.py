@@ -53,7 +53,7 @@ def weight_decay_too_high(record: Record) -> Finding | None:
     for confidence, least in (("HIGH", DECAY_RATE_HIGH), ("MEDIUM", DECAY_RATE_MEDIUM)):
         hit = eroding & (recent_rate >= least)
         if confidence == "MEDIUM":  # the rows of a table that few batches ask for shrink in a sound run, too
-            hit &= np.array([layer.ltype != "embedding" for layer in record.layers], dtype=bool)
+            hit &= ~view_of(record).tables
         decayed = np.nanmax(np.where(np.isfinite(rate), rate, 0.0), axis=0) > 0
         share = (hit * sizes).sum(axis=1) / max(sizes[decayed].sum(), 1.0)
         span = held(share >= 0.1, 5)

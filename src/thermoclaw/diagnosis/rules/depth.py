@@ -28,22 +28,15 @@ GONE, GONE_HIGH, GONE_KEEPS, GONE_LOST, GONE_ROWS = 1e-2, 1e-3, 0.9, 3.0, 30
 ONE_DROP = 0.5  # of the whole, in logarithms
 NEVER_SIZE, NEVER_MOVES, NEVER_RATE, NEVER_ROWS = 1e-8, 1e-8, 1e-5, 40
 EXPLODE_RATIO, BLOWN = 70.0, 100.0
-STEEP, STEEP_CALM, STEEP_TRAINED, STEEP_HIGH, STEEP_CALM_HIGH, STEEP_USUAL, ALREADY = (
-    24.0,
-    45.0,
-    1000.0,
-    30.0,
-    300.0,
-    4.0,
-    0.5,
-)
+STEEP, STEEP_CALM, STEEP_TRAINED, ALREADY = 24.0, 45.0, 1000.0, 0.5
+STEEP_HIGH, STEEP_CALM_HIGH, STEEP_USUAL = 30.0, 300.0, 4.0
 
 
 def _depth_profile(record: Record) -> tuple[Mask, Array] | None:
     """Weight layers in order of depth and the root mean square of their gradients, [T, n]."""
     if len(record) < 20:
         return None
-    mask = weights_of(record) & np.array([layer.ltype != "embedding" for layer in record.layers], dtype=bool)
+    mask = weights_of(record) & ~view_of(record).tables
     mask &= ((record["has_grad"] > 0).mean(axis=0) > 0.5) & view_of(record).began_with_weights
     if mask.sum() < 4:
         return None

@@ -24,8 +24,7 @@ def bad_init(record: Record) -> Finding | None:
     if not view.fresh or len(record) < 3:
         return None
     gain = first_known(view.optional("start_gain"))
-    tables = np.array([layer.ltype == "embedding" for layer in record.layers], dtype=bool)
-    known = np.isfinite(gain) & view.trained & (~tables | (gain == 0))  # tables have no fan-in; zeros are zeros
+    known = np.isfinite(gain) & view.trained & (~view.tables | (gain == 0))  # tables have no fan-in; zeros are zeros
     if known.sum() < 1:
         return None
     for what, mask in _wrong_starts(record, gain, known):

@@ -149,8 +149,7 @@ def _rewritten(record: Record) -> Finding | None:
 def _is_deep(view: View) -> bool:
     """Whether there is depth to lose: shallow models rewrite their weights, and tables alone begin at any size."""
     big = weights_of(view.record)
-    tables = np.array([layer.ltype == "embedding" for layer in view.record.layers], dtype=bool)
-    return int(big.sum()) >= LR_DEEP and int((big & ~tables).sum()) >= LR_DEEP - 1
+    return int(big.sum()) >= LR_DEEP and int((big & ~view.tables).sum()) >= LR_DEEP - 1
 
 
 def _after_a_jump(record: Record) -> Finding | None:

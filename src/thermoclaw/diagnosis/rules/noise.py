@@ -81,8 +81,7 @@ def _random(view: View) -> tuple[int, int] | None:
     Those of a loss lie in few directions, whatever the batches, and their cosines are several times as large.
     """
     record = view.record
-    dense = np.array([layer.ltype != "embedding" for layer in record.layers], dtype=bool)
-    dense &= view.big & view.trained & (view.sizes >= RANDOM_SIZE)
+    dense = ~view.tables & view.big & view.trained & (view.sizes >= RANDOM_SIZE)
     if dense.sum() < 2 or view.loss is None:
         return None
     hit = (view.update > 0) & (np.abs(view.loss.smooth) > 0.05 * abs(view.loss.start))

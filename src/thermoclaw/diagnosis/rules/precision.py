@@ -101,8 +101,7 @@ def underflow(record: Record) -> Finding | None:
     if flushed is not None:
         return flushed
     gone = _all_gone(view)
-    kinds = np.array([layer.ltype != "embedding" for layer in record.layers], dtype=bool)
-    big = view.big & kinds & view.trained
+    big = view.big & ~view.tables & view.trained
     zeros, silent = view.optional("grad_zeros")[:, big], np.nan_to_num(view.optional("silent_rows")[:, big])
     known = np.isfinite(zeros).any(axis=1) & _sound(view)
     if view.loss is not None:
@@ -160,7 +159,7 @@ def _flushed_from_the_start(view: View) -> Finding | None:
     Units that are off make their own weights' gradients zero, and always the same ones; the last layer's bias has one.
     """
     record, zeros = view.record, view.optional("grad_zeros")
-    keep = view.big & np.array([layer.ltype != "embedding" for layer in record.layers], dtype=bool)
+    keep = view.big & ~view.tables
     if not view.fresh or view.loss is None or keep.sum() < 2:
         return None
     last = int(np.flatnonzero(keep)[-1])
