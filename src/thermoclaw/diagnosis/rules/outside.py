@@ -231,7 +231,7 @@ def _shrinking(view: View) -> Finding | None:
 
 
 def optimizer_state_reset(record: Record) -> Finding | None:
-    """Adam steps by the gradient's sign although gradients disagree: its two means are new, at each step or every few."""
+    """Adam steps by the gradient's sign although gradients disagree: its means are new, at each step or every few."""
     view = view_of(record)
     if record.optimizer not in ("Adam", "AdamW") or len(record) < FRESH_FROM:
         return None
