@@ -450,6 +450,20 @@ def test_logits_that_run_away_together() -> None:
     silent(Synthetic().probe(output_drift=0.5).record(), "output_logit_divergence")  # no cross-entropy, or a z-loss
 
 
+def test_logits_that_run_away_at_once() -> None:
+    def run(drift: float, after: float, calm: float = 1e-9) -> Record:
+        made = (
+            Synthetic().probe(output_drift=np.where(np.arange(50) == 25, drift, calm)).set(slice(100, 104), grad_sq=1.0)
+        )
+        return made.set(slice(101, 104), grad_sq=after**2).record()
+
+    finding = heard(run(0.7, 1.0), "output_logit_divergence")
+    assert (finding.first_step, finding.raised_step) == (98, 101)  # after the last probe that was calm
+    silent(run(0.4, 1.0), "output_logit_divergence")  # one broken number makes as much common
+    silent(run(0.7, 0.1), "output_logit_divergence")  # it was one batch
+    silent(run(0.7, 1.0, calm=1e-3), "output_logit_divergence")
+
+
 def test_a_layer_that_joins_later_is_not_broken_before() -> None:
     run = Synthetic().set(slice(0, 50), 7, **dict.fromkeys(("lr", "param_sq", "grad_sq", "update_sq"), np.nan))
     silent(run.record(), "non_finite")
@@ -514,6 +528,14 @@ def test_a_layer_that_something_writes_at_every_step() -> None:
     made = Synthetic().set(slice(100, 120), 3, update_sq=(1.5 * _longest_adam_step()) ** 2)
     mixed = made.record(param_groups=rates, layer_groups={f"blocks.{i}.fc": [0, 1] for i in range(8)})
     silent(mixed, "external_update")  # a bias with a rate of its own moves further than the mean rate allows
+    ended = [{"lr": 0.0, "beta2": 0.999}, {"lr": 0.0, "beta2": 0.999}]
+    ended_mixed = made.record(param_groups=ended, layer_groups={f"blocks.{i}.fc": [0, 1] for i in range(8)})
+    silent(ended_mixed, "external_update")  # at a schedule's end nobody knows whether the rates were the same
+    heard(
+        made.record(param_groups=[ended[0]], layer_groups={f"blocks.{i}.fc": [0] for i in range(8)}), "external_update"
+    )
+    made.set(slice(100, 120), grad_sq=9.0)
+    silent(made.record(param_groups=rates[:1]), "external_update")  # a gradient that jumps has an answer
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
@@ -760,13 +782,17 @@ def test_a_gradient_that_shrinks_before_it_grows_is_no_sum() -> None:
 
 
 def test_a_gradient_that_jumps_with_the_data_is_no_spike() -> None:
-    def run(loud: int, first_loss: int) -> list[tuple[str, str]]:
-        made = Synthetic().set(slice(100, 100 + loud), grad_sq=(0.3 * 40) ** 2)
+    def run(loud: int, first_loss: int, fades: float = 1.0) -> list[tuple[str, str]]:
+        made = (
+            Synthetic().set(slice(100, 100 + loud), grad_sq=(0.3 * 40 / fades) ** 2).set(100, grad_sq=(0.3 * 40) ** 2)
+        )
         made.set(slice(first_loss, None), loss=made.loss[first_loss:] + 3.0)
         return [(f.code, f.confidence) for f in find(made.record())]
 
     assert run(100, 100) == [("distribution_shift", "HIGH"), ("gradient_spike", "LOW")]
     assert run(1, 101)[0][0] == "gradient_spike"  # the loss moved after the step, and by it
+    assert run(100, 100, fades=8.0) == [("distribution_shift", "HIGH"), ("gradient_spike", "LOW")]
+    assert run(100, 100, fades=40.0)[0][0] == "gradient_spike"
 
 
 def test_where_there_is_nothing_to_learn() -> None:

@@ -228,6 +228,33 @@ def test_a_loss_that_pays_for_growing_weights() -> None:
     assert "weight_blow_up" not in confidences(run(1e-4, 0.2))  # nothing grows
 
 
+def test_layers_that_all_grow_by_one_share() -> None:
+    def run(apart: float = 0.0, asked: float = 0.25, falls: float = 0.0, **meta: Any) -> dict[str, str]:
+        pace = 0.01 * (1.0 + apart * np.linspace(-1.0, 1.0, 8))
+        norm = 10.0 * np.exp(pace * STEPS[:, None])
+        made = Synthetic(**meta).set(loss=2.5 - falls * STEPS, alignment=asked)
+        return confidences(made.set(param_sq=norm**2, update_sq=(norm * pace / 0.75) ** 2).record())
+
+    assert run()["weight_blow_up"] == "HIGH"  # three quarters of each step go along the weights
+    assert "weight_blow_up" not in run(apart=0.5)
+    assert "weight_blow_up" not in run(asked=0.5)
+    assert "weight_blow_up" not in run(falls=0.01)  # the loss pays for it
+    assert "weight_blow_up" not in run(optimizer="Lion")  # steps of signs
+
+
+def test_vectors_of_a_table_that_start_far_too_large() -> None:
+    def run(size: float, falls: float, gain: float = DRAWN) -> dict[str, str]:
+        made = Synthetic(meta={"fresh": True}).set(0, start_gain=gain).set(0, 0, start_gain=size)
+        record = made.set(loss=2.5 + falls * np.exp(-STEPS / 10.0)).record()
+        tables = replace(record.layers[0], ltype="embedding")
+        return confidences(replace(record, layers=(tables, *record.layers[1:])))
+
+    assert run(10.0, 20.0)["bad_init"] == "HIGH"
+    assert "bad_init" not in run(1.0, 20.0)
+    assert "bad_init" not in run(10.0, 0.5)  # the first loss is no worse for it
+    assert "bad_init" not in run(10.0, 20.0, TRAINED)  # a trained model's table may be of any size
+
+
 def test_a_gradient_that_is_flushed_from_the_first_step_on() -> None:
     def run(last: list[float], silent_rows: float, typical: float = 0.99) -> dict[str, str]:
         made = Synthetic().probe(grad_zeros=typical, silent_rows=1.0, dead_rows=0.0)
@@ -240,6 +267,8 @@ def test_a_gradient_that_is_flushed_from_the_first_step_on() -> None:
     assert "underflow" not in run([0.9], 1.0)  # behind dead units only the bias has a gradient
     assert "underflow" not in run([0.9], 0.0)
     assert "underflow" not in run([0.5, 0.7], 0.0)  # half of the units of a ReLU layer
+    assert run([0.984, 0.988], 1.0, 0.995)["underflow"] == "HIGH"  # fewer than the bias has
+    assert "underflow" not in run([0.984], 1.0, 0.995)
     assert "underflow" not in run([0.9], 0.4, 0.6)
 
 

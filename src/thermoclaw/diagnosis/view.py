@@ -146,18 +146,28 @@ class View:
         square of so many normal numbers, than if it is anything within a factor of ten? Or all have one standard
         deviation, whichever.
         """
+        return self._at_usual_scales(np.ones(len(self.record.layers), dtype=bool), 2)
+
+    @cached_property
+    def matrices_are_new(self) -> bool:
+        """The same of all but the tables; there need not be any."""
+        return self._at_usual_scales(~self.tables, 0)
+
+    def _at_usual_scales(self, among: Mask, least: int) -> bool:
         gain, shapes = first_known(self.optional("start_gain")), self.record.meta.get("layer_shapes") or {}
         off, error, size = [], [], []
-        for layer, value in zip(self.record.layers, gain.tolist(), strict=True):
-            shape = shapes.get(layer.name)
+        for layer, value, counts in zip(self.record.layers, gain.tolist(), among.tolist(), strict=True):
+            shape = shapes.get(layer.name) if counts else None
             if shape and len(shape) > 1 and prod(shape) >= 200 and 0 < value < inf:
                 inputs = float(prod(shape[1:]))
                 distance, doubt = _off_usual(float(value), float(shape[0]), inputs, layer.ltype)
                 off.append(distance)
                 error.append(doubt)
                 size.append(log(value / sqrt(1.0 if layer.ltype == "embedding" else inputs)))
-        if not self.fresh or len(off) < 2:
+        if not self.fresh or len(off) < least:
             return False
+        if not off:
+            return True
         alike = np.abs(np.array(size) - np.median(size)) if len(size) > 3 else np.full(len(size), np.inf)
         return _at_known_scales(np.array(off), np.array(error), 4.0) or _at_known_scales(alike, np.array(error), 1.0)
 

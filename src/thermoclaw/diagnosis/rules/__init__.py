@@ -200,8 +200,9 @@ RULES: tuple[Rule, ...] = (
         growth.weight_blow_up,
         "Weights grow along themselves",
         "growth of ln ‖θ‖ a step and its share of the step",
-        f"> {growth.GROWTH:g} a step, > {growth.RADIAL:g} of the step, {growth.GROWTH_ROWS} steps; with a loss far "
-        f"below zero > {growth.PAID_RADIAL:g}, {growth.PAID_ROWS} steps",
+        f"> {growth.GROWTH:g} a step, > {growth.RADIAL:g} of the step, {growth.GROWTH_ROWS} steps; > "
+        f"{growth.RADIAL_ALIKE:g} where all layers grow alike and the loss gains nothing; with a loss far below zero > "
+        f"{growth.PAID_RADIAL:g}, {growth.PAID_ROWS} steps",
         "Yaida 2018; Kosson et al. 2024",
     ),
     Rule(

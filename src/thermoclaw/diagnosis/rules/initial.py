@@ -7,13 +7,14 @@ import numpy as np
 from thermoclaw.diagnosis.finding import Finding, describe_layers
 from thermoclaw.diagnosis.rules.precision import half_ulps
 from thermoclaw.diagnosis.selection import chosen, tell, two_digits
-from thermoclaw.diagnosis.signals import Mask, first_known
-from thermoclaw.diagnosis.view import view_of
+from thermoclaw.diagnosis.signals import Mask, first_known, held, trailing_mean
+from thermoclaw.diagnosis.view import View, view_of
 from thermoclaw.quantities import Array
 from thermoclaw.record import Record
 
 GAIN_LARGE, GAIN_SMALL = 2.5, 5e-3
 ALIKE, ALIKE_ROWS = 0.999, 4
+TABLE_LARGE, TABLE_ROWS, TABLE_LOSS = 3.5, 20, 1.5
 INPUT_LARGE, INPUT_ROWS, INPUT_PROBES, INPUT_SPREAD = 40.0, 64, 4, 1.0
 INPUT_ROUNDING = 2e4  # beyond, a batch norm has cancelled the bias's gradient, and what is left is rounding
 
@@ -31,7 +32,17 @@ def bad_init(record: Record) -> Finding | None:
         most = mask.sum() > 0.5 * known.sum() or (what == "zero" and mask.sum() == 0.5 * known.sum())
         if most and (known.sum() > 1 or what in ("zero", "alike")):
             return _bad_init(record, what, mask, gain)
-    return None
+    return _large_tables(view, gain)
+
+
+def _large_tables(view: View, gain: Array) -> Finding | None:
+    """Embeddings of a new model start far beyond unit scale, and the first loss is far above what soon follows."""
+    loss, large = view.loss, view.tables & view.trained & (gain > TABLE_LARGE)
+    if loss is None or not large.any() or not view.matrices_are_new:
+        return None
+    below = TABLE_LOSS * np.abs(trailing_mean(view.record.loss, 5)) < view.record.loss[:3].min()
+    span = held(below & (np.arange(len(below)) >= TABLE_ROWS), 1)
+    return None if span is None else _bad_init(view.record, "table", large, gain, raised=span[1])
 
 
 def _wrong_starts(record: Record, gain: Array, known: Mask) -> list[tuple[str, Mask]]:
@@ -56,7 +67,7 @@ def _passes_nothing(record: Record, zero: Mask) -> Mask:
     return np.full(len(zero), some and stuck.sum() > 0.4 * zero.sum() > 0)
 
 
-def _bad_init(record: Record, what: str, mask: Mask, gain: Array) -> Finding:
+def _bad_init(record: Record, what: str, mask: Mask, gain: Array, raised: int = 2) -> Finding:
     names = describe_layers(chosen(record, mask), len(record.layers))
     typical = float(np.median(gain[mask]))
     seen, factor = {
@@ -64,6 +75,10 @@ def _bad_init(record: Record, what: str, mask: Mask, gain: Array) -> Finding:
         "large": (f"{names} start {typical:.1f} times as large as keeps a signal's size (gain, rms·√fan-in).", 1.0),
         "small": (f"{names} start at {typical:.1e} of what keeps a signal's size (gain, rms·√fan-in).", 1.0),
         "alike": (f"In {names} every output unit starts with the same weights.", 0.0),
+        "table": (
+            f"The vectors of {names} start at a root mean square of {typical:.2g}, where 0.02 to 1 is usual.",
+            1.0,
+        ),
     }[what]
     meaning = {
         "zero": "Zero weights pass neither signal nor gradient on: nothing behind the last layer can learn.",
@@ -72,15 +87,17 @@ def _bad_init(record: Record, what: str, mask: Mask, gain: Array) -> Finding:
         "small": "Each layer shrinks what it is given: nothing of the input reaches the output, nor of the gradient "
         "the input.",
         "alike": "Units that start equal get equal gradients and stay equal: the layer is one unit wide.",
+        "table": "What is computed from them is as much too large: the first loss is far above that of a guess, and "
+        "the first steps undo that.",
     }[what]
     scale = f" (here: multiply them by about {two_digits(factor / typical):.2g})" if factor and typical > 0 else ""
     return tell(
         record,
         "bad_init",
         "HIGH",
-        (0, min(2, len(record) - 1)),
+        (0, min(raised, len(record) - 1)),
         mask=mask,
-        title="weights start at a wrong scale" if what in ("large", "small") else "weights start alike",
+        title="weights start alike" if what in ("zero", "alike") else "weights start at a wrong scale",
         seen=seen,
         meaning=meaning,
         advice=f"Initialize with a gain near 1, such as torch.nn.init.kaiming_normal_ or xavier_uniform_{scale}, and "

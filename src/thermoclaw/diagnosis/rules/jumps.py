@@ -15,7 +15,7 @@ from thermoclaw.record import Record
 BEFORE, AFTER = 20, 6
 SHIFT, SHIFT_HIGH, SHIFT_LEVEL, FALLS_BACK = 2.0, 4.0, 0.1, 0.45
 SPIKE_OVER, SPIKE_OVER_HIGH, SPIKE_MEMORY, STAYS = 20.0, 33.0, 50, 4
-SPIKE_ALIVE, TOLD = 0.5, 2
+SPIKE_ALIVE, TOLD, LOUD = 0.5, 2, 3.0
 SWING_ROWS, SWING_COHERENCE = 4, -0.4
 LOSS_SPIKE, LOSS_SPIKE_BACK, MANY_SPIKES, LONE_SPIKE = 0.5, 10, 4, 6.0
 USUAL_STEP, USUAL_RATE = 3.0, 1.5
@@ -173,7 +173,7 @@ def _came_with_the_data(view: View, row: int) -> bool:
         return False
     before = view.record.loss[row - BEFORE : row]
     high = before.max() + 2.0 * (before.max() - np.median(before))
-    loud = view.grad[after] > 0.25 * view.grad[row]
+    loud = view.grad[after] > LOUD * view.grad[row - BEFORE : row].max()
     return bool((view.record.loss[row : row + 1 + STAYS] > high).all() and loud.all())
 
 

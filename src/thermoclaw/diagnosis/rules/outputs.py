@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 from thermoclaw.diagnosis.finding import Finding, describe_layers
 from thermoclaw.diagnosis.selection import chosen, tell
 from thermoclaw.diagnosis.signals import Mask, average, held
-from thermoclaw.diagnosis.view import view_of
+from thermoclaw.diagnosis.view import View, view_of
+from thermoclaw.quantities import Array
 from thermoclaw.record import Record
 
 Rows = NDArray[np.intp]
@@ -16,6 +17,7 @@ Rows = NDArray[np.intp]
 ATTENTION_PROBES, ATTENTION_GROWTH, ATTENTION_GAIN = 3, 6.0, 15.0
 ATTENTION_HIGH = 60.0
 DRIFT_NONE, DRIFT, DRIFT_PROBES, DRIFT_NOISE, DRIFT_LEFT = 1e-4, 5e-3, 3, 0.03, 0.1
+DRIFT_MOST, DRIFT_CALM_PROBES = 0.5, 8
 
 
 def attention_logit_growth(record: Record) -> Finding | None:
@@ -64,9 +66,23 @@ def _is_gone(record: Record, probed: Rows, layers: Mask) -> Mask:
     return np.asarray(size < DRIFT_LEFT * np.median(size[:DRIFT_PROBES]))
 
 
+def _at_once(view: View, probed: Rows, values: Array) -> tuple[int, int] | None:
+    """One probe is enough where most of the gradient is common, none ever was, and the steps after it are as large.
+
+    A single broken number makes half of it common at most.
+    """
+    calm = np.maximum.accumulate(np.concatenate([[0.0], values[:-1]])) < DRIFT_NONE
+    for at in np.flatnonzero(calm & (values > DRIFT_MOST) & (np.arange(len(values)) >= DRIFT_CALM_PROBES)).tolist():
+        after = view.grad[probed[at] + 1 : probed[at] + 1 + DRIFT_PROBES]
+        if len(after) == DRIFT_PROBES and not (after < 0.5 * view.grad[probed[at]]).any():
+            return at, at
+    return None
+
+
 def output_logit_divergence(record: Record) -> Finding | None:
     """A gradient that gave each logit what it took from others, as cross-entropy does, no longer does."""
-    drift = view_of(record).optional("output_drift")
+    view = view_of(record)
+    drift = view.optional("output_drift")
     probed = np.flatnonzero(np.isfinite(drift).any(axis=1))
     if len(probed) < 2 * DRIFT_PROBES:
         return None
@@ -74,11 +90,13 @@ def output_logit_divergence(record: Record) -> Finding | None:
     values[_is_gone(record, probed, np.asarray(np.isfinite(drift[probed]).any(axis=0)))] = 0.0
     calm = np.maximum.accumulate(values) < DRIFT_NONE
     first = int(np.argmin(calm)) if not calm.all() else len(calm)
-    span = held((values > DRIFT) & (np.arange(len(values)) >= first), DRIFT_PROBES) if first >= DRIFT_PROBES else None
+    if first < DRIFT_PROBES:
+        return None
+    span = held((values > DRIFT) & (np.arange(len(values)) >= first), DRIFT_PROBES) or _at_once(view, probed, values)
     if span is None:
         return None
-    start, row = int(probed[span[0]]), int(probed[span[1]])
-    if np.sqrt(average(view_of(record).coherence[max(row - 10, 0) : row + 1] ** 2)) < DRIFT_NOISE:
+    start, row = int(probed[span[0] - 1]) + 1, int(probed[span[1]])
+    if np.sqrt(average(view.coherence[max(row - 10, 0) : row + 1] ** 2)) < DRIFT_NOISE:
         return None  # noise in every direction, of which some is common
     return tell(
         record,

@@ -17,6 +17,7 @@ SHRINK, SHRINK_RADIAL, SHRINK_ROWS, SHRINK_ASKED = 2e-3, 0.85, 12, 0.15
 BLURRED, FIRST_NEAR = 1e-4, 0.1  # shorter steps are blurred by rounding
 UNDONE, UNDONE_COHERENCE, UNDONE_FAR, UNDONE_ROWS = 0.4, 0.15, 0.15, 50
 AGAIN_SHORTER, AGAIN_TIMES, AGAIN_EVERY = 0.9, 5, 25
+JUMP, JUMP_MEMORY = 5.0, 20
 FRESH_FROM, FRESH_PROBES, FRESH_NEAR, FRESH_COHERENCE, FRESH_BETA = 20, 4, 0.02, 0.5, 0.8
 
 
@@ -95,16 +96,19 @@ def _excess(view: View) -> Array:
 
 
 def _at_one_rate(view: View) -> Mask:
-    """Layers whose parameters are all in groups of one learning rate, [L]; of others a mean is recorded."""
+    """Layers whose parameters are all in groups of one learning rate, [L]; of others a mean is recorded.
+
+    Groups tell today's rates only: where these are zero, at a schedule's end, several groups may have had several.
+    """
     groups = view.record.meta.get("layer_groups") or {}
-    rates = [{view.groups[g].get("lr") for g in groups.get(layer.name, ())} for layer in view.record.layers]
-    return np.array([len(found) <= 1 for found in rates], dtype=bool)
+    rates = [[view.groups[g].get("lr") for g in groups.get(layer.name, ())] for layer in view.record.layers]
+    return np.array([len(of) <= 1 or (len(set(of)) == 1 and bool(of[0])) for of in rates], dtype=bool)
 
 
 def _at_every_step(view: View, excess: Array) -> Finding | None:
     """A layer that is written at every step."""
-    spans = [(held(excess[:, i] > BEYOND, STEADY_ROWS), i) for i in np.flatnonzero((excess > BEYOND).any(axis=0))]
-    known = sorted((span[1], span[0]) for span, _ in spans if span is not None)
+    spans = [held(excess[:, i] > BEYOND, STEADY_ROWS) for i in np.flatnonzero((excess > BEYOND).any(axis=0))]
+    known = sorted((span[1], span[0]) for span in spans if span is not None and not _answers_a_jump(view, span[0]))
     if not known:
         return None
     row, start = known[0]
@@ -125,6 +129,12 @@ def _at_every_step(view: View, excess: Array) -> Finding | None:
         source="the bound on a step, docs: theory",
         evidence={"over_longest_step": times, "layers": float(mask.sum())},
     )
+
+
+def _answers_a_jump(view: View, row: int) -> bool:
+    """Whether the gradient jumped right then: the optimizer answers, with a state that is older than the record."""
+    before = view.grad[max(row - JUMP_MEMORY, 0) : row]
+    return len(before) > 0 and bool(view.grad[row : row + 2].max() > JUMP * before.max())
 
 
 def _again_and_again(view: View, excess: Array) -> Finding | None:

@@ -22,6 +22,7 @@ ZEROS_MORE, ZEROS_MANY, ZEROS_SMALL, ZEROS_LAST, ZEROS_FROM, GONE_ROWS = 0.4, 0.
 ZEROS_LEVEL, SILENT_INPUTS, FLUSHED = 1e-3, 0.5, 1e-5
 EPSILON_STEP, EPSILON_LARGE, EPSILON_USUAL = 0.02, 1e-5, 1e-6
 FLUSHED_PROBES, FLUSHED_SHARE, FLUSHED_WANDERS, FLUSHED_OUTPUTS = 6, 0.8, 0.04, 0.1
+FLUSHED_ALL, FLUSHED_END, FLUSHED_VARIES = 0.99, 0.5, 0.12
 BELOW_LITTLE, BELOW_STEP, BELOW_SHARE, BELOW_ROWS, BELOW_FROM = 0.5, 0.2, 0.6, 20, 40
 DIVERGED = 1.5  # of the loss at the start
 CLIPPED_ROWS = 7  # with one and the same gradient norm
@@ -171,7 +172,13 @@ def _flushed_from_the_start(view: View) -> Finding | None:
     # behind dead units all of them are silent, or none
     some = bool(((silent > FLUSHED_OUTPUTS) & (silent < 1 - FLUSHED_OUTPUTS)).any())
     wanders = np.ptp(end) > FLUSHED_WANDERS or bool((silent == 0).any() and (silent == 1).any())
-    if not (min(typical.min(), end.min()) > FLUSHED_SHARE and end.min() < 1 and (some or wanders)):
+    most = min(typical.min(), end.min()) > FLUSHED_SHARE and (some or wanders)
+    # with no input at all the last layer's bias has a gradient nevertheless, and all of it at every step
+    left = 1.0 - end
+    all_but_few = (
+        typical.min() > FLUSHED_ALL and end.min() > FLUSHED_END and np.ptp(left) > FLUSHED_VARIES * left.mean()
+    )
+    if not (end.min() < 1 and (most or all_but_few)):
         return None
     row = int(rows[-1])
     size = middle(np.sqrt(record["grad_sq"][row] / view.sizes / np.maximum(1.0 - zeros[row], 1e-9))[keep])
