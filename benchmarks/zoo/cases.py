@@ -1,10 +1,9 @@
 """The list of all cases, and which of them nobody looks at while rules are tuned. No thermoclaw, no torch until asked.
 
-Whole programs are held out: those of `programs.HELD_OUT`, whose data (other tables, photographs, source code) and
-architectures (graph network, pre-norm table network with ReLU, U-Net, coordinate network, rotary encoder with root-mean
-norms and gated maps, dilated convolutions) appear nowhere in development. Every fault is tried on every program that
-can have it (two of three where a code has several faults), at a seed that its control shares; strength and onset are
-drawn from the case's name.
+Whole programs are held out: those of `programs.HELD_OUT`, whose data (letters of fonts, terrain, a portrait, a cell's
+voltage, Unicode's names, docstrings, functions) and architectures appear nowhere in development. Every fault is tried
+on every program that can have it (two of three where a code has several faults), at a seed that its control shares;
+strength and onset are drawn from the case's name.
 """
 
 from __future__ import annotations
@@ -26,6 +25,7 @@ from benchmarks.zoo.variants import VARIANTS
 SEEDS = (0, 1, 2)
 VARIANTS_EACH = 17  # of the variants that are no fault's control, drawn for each program by its name
 QUICK_EVERY = 12
+COMMON = 0.7  # of the programs
 
 # The failures that gradients, parameters, optimizer state and losses are enough for.
 CATALOGUE = (
@@ -117,7 +117,7 @@ def all_cases() -> tuple[Case, ...]:
 def _is_drawn(program: Program, fault: Fault) -> bool:
     """Two programs of three, for a fault that most programs can have and whose code has other faults too."""
     siblings = sum(other.code == fault.code for other in FAULTS.values())
-    is_common = sum(fits(other, fault) for other in PROGRAMS.values()) > 12
+    is_common = sum(fits(other, fault) for other in PROGRAMS.values()) > COMMON * len(PROGRAMS)
     return siblings == 1 or not is_common or zlib.crc32(f"{fault.name} {program.name}".encode()) % 3 > 0
 
 

@@ -1,7 +1,7 @@
 """Real data that comes with Python and scikit-learn, as inputs and targets; nothing is downloaded. No thermoclaw here.
 
-Development programs use digits, the diabetes table and English text. Held-out programs use the breast-cancer and wine
-tables, photographs and Python source: no data is shared between the two.
+Development programs use what is here. Held-out programs have modules of data of their own beside this one; they share
+nothing with it but how a set is split.
 """
 
 from __future__ import annotations

@@ -2,9 +2,36 @@
 
 from __future__ import annotations
 
-from benchmarks.zoo.programs import digits, photos, source, tables, text, transfer
+from benchmarks.zoo.programs import (
+    digits,
+    imagery,
+    photos,
+    points,
+    relations,
+    signals,
+    source,
+    tables,
+    text,
+    transfer,
+    wording,
+    writing,
+)
 from benchmarks.zoo.programs.program import Program
 
-DEVELOPMENT: tuple[Program, ...] = (*digits.PROGRAMS, *text.PROGRAMS, *transfer.PROGRAMS)
-HELD_OUT: tuple[Program, ...] = (*tables.PROGRAMS, *photos.PROGRAMS, *source.PROGRAMS)
+DEVELOPMENT: tuple[Program, ...] = (
+    *digits.PROGRAMS,
+    *text.PROGRAMS,
+    *transfer.PROGRAMS,
+    *tables.PROGRAMS,
+    *photos.PROGRAMS,
+    *source.PROGRAMS,
+)
+HELD_OUT: tuple[Program, ...] = (
+    *signals.PROGRAMS,
+    *imagery.PROGRAMS,
+    *relations.PROGRAMS,
+    *points.PROGRAMS,
+    *writing.PROGRAMS,
+    *wording.PROGRAMS,
+)
 PROGRAMS: dict[str, Program] = {program.name: program for program in (*DEVELOPMENT, *HELD_OUT)}

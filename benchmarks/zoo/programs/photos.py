@@ -1,4 +1,4 @@
-"""Held-out programs on photographs: a U-Net that removes noise, and a coordinate network that is a picture."""
+"""Programs on photographs: a U-Net that removes noise, and a coordinate network that is a picture."""
 
 from __future__ import annotations
 

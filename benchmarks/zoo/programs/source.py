@@ -1,4 +1,4 @@
-"""Held-out programs on Python source: a masked encoder with rotary positions, and dilated causal convolutions."""
+"""Programs on Python source: a masked encoder with rotary positions, and dilated causal convolutions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Held-out programs on tables: a graph network over neighbours, and a residual network with layer norm."""
+"""Programs on tables: a graph network over neighbours, and a residual network with layer norm."""
 
 from __future__ import annotations
 
