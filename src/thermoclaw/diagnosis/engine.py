@@ -37,7 +37,7 @@ _RANK = {
 }
 _ENDS = ("overfitting", "non_finite_features", "non_finite", "plateau")  # these explain nothing else
 _STANDSTILLS = ("lr_too_low", "over_clipping", "label_noise", "overfitting", "plateau")
-_SELDOM = ("attention_logit_growth", "output_logit_divergence")  # looked at every few dozen steps
+_SELDOM = ("attention_logit_growth",)  # looked at every few dozen steps
 _FROM_OUTSIDE = ("distribution_shift", "loss_spike", "gradient_spike", "lr_schedule_zero")
 _BY_LOSS = (
     *("distribution_shift", "exploding_gradients", "gradient_accumulation_bug", "gradient_noise", "incoherent_update"),
