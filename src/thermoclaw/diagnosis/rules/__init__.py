@@ -23,6 +23,7 @@ from thermoclaw.diagnosis.rules import (
     momentum,
     motion,
     noise,
+    optimizer_state,
     outputs,
     outside,
     pace,
@@ -32,6 +33,7 @@ from thermoclaw.diagnosis.rules import (
     sign,
     stationarity,
     unbounded,
+    underflow,
     units,
     values,
 )
@@ -118,10 +120,10 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "underflow",
-        precision.underflow,
+        underflow.underflow,
         "Gradients flush to zero",
         "grad_zeros against its lowest value",
-        f"+ {precision.ZEROS_MORE:.0%}",
+        f"+ {underflow.ZEROS_MORE:.0%}",
         "Micikevicius et al. 2018",
     ),
     Rule(
@@ -169,11 +171,12 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "optimizer_state_reset",
-        outside.optimizer_state_reset,
+        optimizer_state.optimizer_state_reset,
         "Adam's state begins anew at every step, or every few",
         "rms(Δ)/lr where gradients are not zero, or against the first step's; coherence",
-        f"1 ± {outside.FRESH_NEAR:g} at {outside.FRESH_PROBES} probes, or at {outside.AGAIN_TIMES} steps no more than "
-        f"{outside.AGAIN_EVERY} apart; coherence < {outside.FRESH_COHERENCE:g}",
+        f"1 ± {optimizer_state.FRESH_NEAR:g} at {optimizer_state.FRESH_PROBES} probes, or at "
+        f"{optimizer_state.AGAIN_TIMES} steps no more than {optimizer_state.AGAIN_EVERY} apart; coherence < "
+        f"{optimizer_state.FRESH_COHERENCE:g}",
         "Kingma and Ba 2015 (arXiv 1412.6980)",
     ),
     Rule(

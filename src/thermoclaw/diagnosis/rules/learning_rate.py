@@ -9,7 +9,7 @@ import numpy as np
 from thermoclaw.diagnosis.finding import Finding
 from thermoclaw.diagnosis.remedies import Remedy
 from thermoclaw.diagnosis.rules.outputs import attention_logit_growth
-from thermoclaw.diagnosis.rules.precision import all_zero
+from thermoclaw.diagnosis.rules.underflow import all_zero
 from thermoclaw.diagnosis.selection import tell, two_digits
 from thermoclaw.diagnosis.signals import (
     LossView,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from thermoclaw.diagnosis.finding import Finding, describe_layers
-from thermoclaw.diagnosis.rules.precision import FLUSHED, all_zero, last_gradient
+from thermoclaw.diagnosis.rules.underflow import FLUSHED, all_zero, last_gradient
 from thermoclaw.diagnosis.selection import chosen, names_of, tell
 from thermoclaw.diagnosis.signals import Mask, held, weights_of
 from thermoclaw.diagnosis.view import View, view_of
