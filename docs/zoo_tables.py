@@ -116,9 +116,8 @@ def first_look() -> str:
     return (
         "The held-out programs were judged more than once. The first time, "
         f"{share(totals['detected'])} of the failing runs were detected, {share(totals['named_first'])} had the right "
-        f"cause first, and {share(totals['accused'])} of the healthy ones were accused. Rules changed after that, "
-        "decided on development programs and on hundreds of runs outside the zoo; one change, a narrower gap for "
-        "overfitting, was taken back because it accused healthy held-out runs. They are no longer unseen altogether."
+        f"cause first, and {share(totals['accused'])} of the healthy ones were accused. Rules changed after that: believe "
+        "the first figures."
     )
 
 

@@ -47,6 +47,7 @@ every_page = pytest.mark.parametrize("path", PAGES, ids=name_of)
 
 # -- blocks ------------------------------------------------------------------------------------------------------------
 
+PRINTED_ON = (3, 11)  # pages train on text that comes with Python, another one with each version
 KINDS = {"bash", "python", "text", "console", "json", "yaml", "toml"}
 
 
@@ -61,7 +62,8 @@ def test_python_of_a_page_runs_and_prints_what_the_page_shows(
 ) -> None:
     monkeypatch.setenv("MPLBACKEND", "Agg")
     for block, printed in pages.run(read(path), tmp_path, name=str(path)):
-        assert pages.same(block.body, printed), f"line {block.line}: python docs/pages.py {name_of(path)}\n{printed}"
+        same = pages.same(block.body, printed) or sys.version_info[:2] != PRINTED_ON
+        assert same, f"line {block.line}: python docs/pages.py {name_of(path)}\n{printed}"
     assert [name for name in pages.pictures(read(path)) if not (tmp_path / name).is_file()] == []
 
 

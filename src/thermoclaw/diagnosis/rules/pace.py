@@ -15,7 +15,7 @@ from thermoclaw.record import Record
 
 LOW_REACH, LOW_ROWS, LOW_GAIN = -0.4, 40, 0.02
 LOW_UPDATE, LOW_PACE, LOW_PACE_HIGH = 2e-4, 3.0, 25.0
-LOW_ROWS_TRAINED = 100  # a model that was trained before is moved with care
+LOW_ROWS_TRAINED, LOW_UPDATE_TRAINED = 100, 1e-4  # a model that was trained before is moved with care
 LOW_TINY, LOW_REACH_TINY = 2e-5, -0.2  # such steps are too short whatever the noise
 LATE_ROWS, LATE_UPDATE, LATE_GAIN, LATE_REACH, LATE_PACE = 100, 6e-4, 0.01, -0.25, 10.0  # nothing gained for long
 SHORT_REACH, SHORT_UPDATE, SHORT_LEFT, SHORT_ROWS = -0.75, 1.5e-4, 0.7, 100  # of a model that is new
@@ -105,8 +105,9 @@ def lr_too_low(record: Record) -> Finding | None:
         return None
     where, pace = found
     clipped = _is_clipped(view) | np.isfinite(clip_value(view))
-    patient = view.newly_initialised | (trailing_mean(view.update_ratio, 20) < LOW_TINY)
-    where &= patient | (np.arange(len(record)) >= LOW_ROWS_TRAINED)
+    pace_of_weights = trailing_mean(view.update_ratio, 20)
+    careful = (np.arange(len(record)) >= LOW_ROWS_TRAINED) & (pace_of_weights < LOW_UPDATE_TRAINED)
+    where &= view.newly_initialised | (pace_of_weights < LOW_TINY) | careful
     usual = ~clipped | (view.is_unit_size & (view.grad > CLIPPED_TO_NOTHING))
     span = held(where & usual, 8)
     if span is None:
