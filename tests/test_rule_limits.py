@@ -380,6 +380,19 @@ def test_early_layers_without_a_gradient_move_under_adam_and_learn_nothing() -> 
     assert "vanishing_gradients" not in run(1.0, 1e-2)
 
 
+def test_first_steps_that_break_the_loss_at_once() -> None:
+    def run(ratio: float, last: int = 3, first: float = 2.5) -> list[str]:
+        made = Synthetic(optimizer="SGD", meta={"fresh": True}).set(slice(0, last), update_sq=(ratio * 10.0) ** 2)
+        made.set(slice(last, None), grad_sq=np.nan, update_sq=np.nan, param_sq=np.nan)
+        made.loss[:] = np.nan
+        made.loss[:last] = first * 30.0 ** np.arange(last)
+        return [f.code for f in rank(run_rules(made.record())) if f.confidence == "HIGH"]
+
+    assert run(0.9)[0] == "lr_too_high"
+    assert run(0.01) == ["non_finite"]
+    assert run(0.9, first=np.nan) == ["non_finite"]  # no loss was told
+
+
 def test_a_trained_model_may_begin_slowly() -> None:
     def run(gain: Any, rows: int, ratio: float = 1.6e-4) -> dict[str, str]:
         made = Synthetic(rows, optimizer="AdamW").set(loss=2.5 - 1e-6 * np.arange(rows)).probe(start_gain=gain)

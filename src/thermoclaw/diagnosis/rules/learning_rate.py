@@ -48,8 +48,8 @@ LR_FIRST, LR_FIRST_ROWS, LR_FIRST_FELL, LR_FIRST_ROSE, LR_DEEP = 0.2, 8, 0.8, 1.
 def lr_too_high(record: Record) -> Finding | None:
     """The steps are too long: the loss explodes, is thrown away at the start, or is lost later."""
     loss = LossView.of(record)
-    if loss is None:
-        return None
+    if loss is None:  # none was told, or it broke within five steps
+        return _rewritten(record) if np.isfinite(record.loss[:1]).any() else None
     jump = _after_a_jump(record)
     if jump is not None:
         return jump
