@@ -159,7 +159,7 @@ def causal(args: argparse.Namespace) -> int:
     broken = try_all(cases, store, traces, jobs=args.jobs)
     for name, error in broken:
         print(f"{name}: {error}", file=sys.stderr)
-    results = {case.name: told for case in cases if (told := store.outcome(case.name, KIND)) is not None}
+    results = {c.name: in_its_part(told) for c in cases if (told := store.outcome(c.name, KIND)) is not None}
     told = {**document(results, outcomes), "environment": environment()}
     paths = [store.write("causal.json", told)]
     if args.results:
@@ -176,7 +176,14 @@ def causal(args: argparse.Namespace) -> int:
 def known_outcomes(store: Store) -> dict[str, dict]:
     """Of all runs that were made."""
     paths = (store.folder / "traces").glob("*.outcome.json")
-    return {path.name.removesuffix(".outcome.json"): json.loads(path.read_text()) for path in paths}
+    return {path.name.removesuffix(".outcome.json"): in_its_part(json.loads(path.read_text())) for path in paths}
+
+
+def in_its_part(told: dict) -> dict:
+    """What was written of a run, with its program held out or not as it is today."""
+    from benchmarks.zoo.programs import HELD_OUT
+
+    return {**told, "held_out": told["program"] in {program.name for program in HELD_OUT}}
 
 
 def draw_causal(told: dict, folder: Path) -> list[Path]:

@@ -25,13 +25,9 @@ DEVELOPMENT: tuple[Program, ...] = (
     *tables.PROGRAMS,
     *photos.PROGRAMS,
     *source.PROGRAMS,
-)
-HELD_OUT: tuple[Program, ...] = (
-    *signals.PROGRAMS,
     *imagery.PROGRAMS,
-    *relations.PROGRAMS,
     *points.PROGRAMS,
     *writing.PROGRAMS,
-    *wording.PROGRAMS,
 )
+HELD_OUT: tuple[Program, ...] = (*signals.PROGRAMS, *relations.PROGRAMS, *wording.PROGRAMS)
 PROGRAMS: dict[str, Program] = {program.name: program for program in (*DEVELOPMENT, *HELD_OUT)}
