@@ -154,6 +154,8 @@ class View:
         return self._at_usual_scales(~self.tables, 0)
 
     def _at_usual_scales(self, among: Mask, least: int) -> bool:
+        if not len(self.record):
+            return False
         gain, shapes = first_known(self.optional("start_gain")), self.record.meta.get("layer_shapes") or {}
         off, error, size = [], [], []
         for layer, value, counts in zip(self.record.layers, gain.tolist(), among.tolist(), strict=True):

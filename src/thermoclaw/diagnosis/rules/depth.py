@@ -25,6 +25,7 @@ from thermoclaw.record import Record
 VANISH_RATIO, VANISH_HIGH, VANISH_ROWS, VANISH_MOVES = 2e-3, 3e-4, 20, 0.3
 VANISH_STUCK, STUCK = 1e-3, 0.85
 GONE, GONE_HIGH, GONE_KEEPS, GONE_LOST, GONE_ROWS = 1e-2, 1e-3, 0.9, 3.0, 30
+BRANCH_LAYERS, BRANCH_RATIO, BRANCH_SHARE, BRANCH_FADES, BRANCH_FROM = 6, 1e-6, 0.4, 200.0, 60
 ONE_DROP = 0.5  # of the whole, in logarithms
 NEVER_SIZE, NEVER_MOVES, NEVER_RATE, NEVER_ROWS = 1e-8, 1e-8, 1e-5, 40
 EXPLODE_RATIO, BLOWN = 70.0, 100.0
@@ -46,7 +47,43 @@ def _depth_profile(record: Record) -> tuple[Mask, Array] | None:
 
 def vanishing_gradients(record: Record) -> Finding | None:
     """Early layers get next to no gradient and do not move; or all have lost it, and the loss is as high as ever."""
-    return _early_layers(record) or _everywhere(record) or _never_any(record)
+    return _early_layers(record) or _everywhere(record) or _never_any(record) or _in_branches(record)
+
+
+def _in_branches(record: Record) -> Finding | None:
+    """Many layers get a millionth of what the loudest gets, wherever they stand, and nothing is learned."""
+    view = view_of(record)
+    mask = weights_of(record) & ~view.tables
+    if view.loss is None or not view.newly_initialised or mask.sum() < BRANCH_LAYERS:
+        return None
+    sizes = np.sqrt(record["grad_sq"] / view.sizes)
+    size = trailing_mean(np.where(mask & (sizes > 0), sizes, np.nan), 10)
+    with np.errstate(invalid="ignore"):
+        tiny = (size < BRANCH_RATIO * np.nanmax(size, axis=1, keepdims=True)) & mask
+        of_tiny = np.where(tiny, size, np.nan)
+        fades = np.nanmax(of_tiny, axis=1) > BRANCH_FADES * np.nanmin(of_tiny, axis=1)  # behind zeros all are alike
+    many = tiny.sum(axis=1) > BRANCH_SHARE * mask.sum()
+    span = held(_stuck(record) & many & fades & (record["step"] > BRANCH_FROM), VANISH_ROWS)
+    if span is None:
+        return None
+    row = span[1]
+    names = describe_layers(chosen(record, tiny[row]), len(record.layers))
+    share = float(np.nanmedian(size[row][tiny[row]]) / np.nanmax(size[row]))
+    return tell(
+        record,
+        "vanishing_gradients",
+        "HIGH",
+        (0, row),
+        mask=tiny[row],
+        title="vanishing gradients",
+        seen=f"The gradient of {names} is {share:.1e} of the loudest layer's per weight, and after "
+        f"{int(record.steps[row])} steps the loss is about what it was.",
+        meaning="The signal dies on its way back through each branch; layers in front stay at their initial values.",
+        advice="Use residual connections or normalization, a non-saturating activation, or an initialization that "
+        "keeps the variance from layer to layer.",
+        source="AutoTrainer (Zhang et al., ICSE 2021), per weight; Glorot and Bengio 2010",
+        evidence={"gradient_ratio": share, "layers": float(tiny[row].sum())},
+    )
 
 
 def _everywhere(record: Record) -> Finding | None:

@@ -14,8 +14,9 @@ from thermoclaw.record import Record
 
 LAG, LAG_HIGH, LAG_SETTLED, LAG_JUMP = 2.3, 3.5, 12, 3.0
 LOST_BEFORE, LOST_SHARE, LOST_SIGMA, LOST_BETA = 0.15, 0.4, 4.0, 0.95
+LOST_SIGMA_CLEAR, LOST_BEFORE_CLEAR, LOST_STALLS_CLEAR = 7.0, 0.1, 0.75
 LOST_ROWS, LOST_BEFORE_ROWS, LOST_FROM, LOST_LEVEL, LOST_STALLS = 10, 25, 50, 0.05, 0.85
-LOST_MEMORY, LOST_RATE, LOST_AT_ONCE = 60, 1.0, 0.75
+LOST_MEMORY, LOST_RATE, LOST_AT_ONCE, LOST_FADED = 60, 1.0, 0.75, 0.2
 
 
 def second_moment_lag(record: Record) -> Finding | None:
@@ -66,16 +67,21 @@ def incoherent_update(record: Record) -> Finding | None:
     mean, wide = _mean_and_error(view.own_slope, LOST_BEFORE_ROWS)
     usual, spread = lagged(mean, LOST_ROWS), np.hypot(error, lagged(wide, LOST_ROWS))
     spread = spread * lagged(_inflation(view.own_slope), LOST_ROWS)
-    lost = (usual > LOST_BEFORE) & (now < LOST_SHARE * usual) & (usual - now > LOST_SIGMA * spread)
+    clear = usual - now > LOST_SIGMA_CLEAR * spread
+    lost = (usual > np.where(clear, LOST_BEFORE_CLEAR, LOST_BEFORE)) & (now < LOST_SHARE * usual)
+    lost &= usual - now > LOST_SIGMA * spread
     lost &= lagged(trailing_mean(view.own_slope, LOST_ROWS // 2), LOST_ROWS) > LOST_AT_ONCE * usual
     lost &= np.arange(len(record)) >= LOST_FROM
     lost &= (np.abs(view.radial_share) < 0.5) & (view.update > 0)
     with np.errstate(divide="ignore", invalid="ignore"):
         lost &= np.abs(np.log(view.lr / lagged(view.lr, LOST_ROWS + LOST_BEFORE_ROWS))) < LOST_RATE
     lost &= view.update < 2.0 * lagged(trailing_median(view.update, 20), LOST_ROWS)
+    faded = trailing_median(view.grad, LOST_ROWS) < LOST_FADED * lagged(trailing_median(view.grad, 20), LOST_ROWS)
+    lost &= ~faded  # momentum steps on where a gradient has gone
     if view.loss is not None:
         lost &= ~(view.loss.smooth < LOST_LEVEL * view.loss.start)
-        lost &= view.loss.smooth > LOST_STALLS * lagged(view.loss.smooth, LOST_ROWS + 5)  # little is gained
+        stalls = np.where(clear, LOST_STALLS_CLEAR, LOST_STALLS)
+        lost &= view.loss.smooth > stalls * lagged(view.loss.smooth, LOST_ROWS + 5)  # little is gained
     span = held(lost, 2)
     if span is None:
         return None

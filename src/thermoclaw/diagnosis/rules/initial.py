@@ -16,6 +16,7 @@ GAIN_LARGE, GAIN_SMALL = 2.5, 5e-3
 ALIKE, ALIKE_ROWS = 0.999, 4
 TABLE_LARGE, TABLE_ROWS, TABLE_LOSS = 3.5, 20, 1.5
 INPUT_LARGE, INPUT_ROWS, INPUT_PROBES, INPUT_SPREAD = 40.0, 64, 4, 1.0
+INPUT_SPREAD_NORMED = 0.15  # a norm right behind cancels the bias's gradient; in half precision as much is left
 INPUT_ROUNDING = 2e4  # beyond, a batch norm has cancelled the bias's gradient, and what is left is rounding
 
 
@@ -127,7 +128,8 @@ def unnormalised_input(record: Record) -> Finding | None:
     if not len(told):
         return None
     scale, spread = float(told.min()), float(np.std(np.log(told)))  # errors that cancel make it larger
-    if not INPUT_LARGE < scale < INPUT_ROUNDING or spread > INPUT_SPREAD:
+    normed = first + 1 < len(record.layers) and record.layers[first + 1].ltype == "layernorm"
+    if not INPUT_LARGE < scale < INPUT_ROUNDING or spread > (INPUT_SPREAD_NORMED if normed else INPUT_SPREAD):
         return None
     mask = np.arange(len(record.layers)) == first
     return tell(

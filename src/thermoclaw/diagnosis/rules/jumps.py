@@ -14,7 +14,7 @@ from thermoclaw.record import Record
 
 BEFORE, AFTER = 20, 6
 SHIFT, SHIFT_HIGH, SHIFT_LEVEL, FALLS_BACK = 2.0, 4.0, 0.1, 0.45
-SPIKE_OVER, SPIKE_OVER_HIGH, SPIKE_MEMORY, STAYS = 20.0, 33.0, 50, 4
+SPIKE_OVER, SPIKE_OVER_HIGH, SPIKE_OVER_LONE, SPIKE_MEMORY, STAYS = 20.0, 33.0, 1000.0, 50, 4
 SPIKE_ALIVE, TOLD, LOUD = 0.5, 2, 3.0
 SWING_ROWS, SWING_COHERENCE = 4, -0.4
 LOSS_SPIKE, LOSS_SPIKE_BACK, MANY_SPIKES, LONE_SPIKE = 0.5, 10, 4, 6.0
@@ -146,7 +146,7 @@ def gradient_spike(record: Record) -> Finding | None:
     return tell(
         record,
         "gradient_spike",
-        "HIGH" if over[row] > SPIKE_OVER_HIGH else "LOW",
+        "HIGH" if over[row] > (SPIKE_OVER_LONE if _of_one_batch(view, row) else SPIKE_OVER_HIGH) else "LOW",
         span,
         title="a gradient spike",
         seen=f"At step {int(record.steps[row])} the gradient norm was {view.grad[row]:.3g}, {over[row]:,.0f} times the "
@@ -164,6 +164,15 @@ def gradient_spike(record: Record) -> Finding | None:
         },
         remedy=Remedy("clip", norm, float(view.grad[row])),
     )
+
+
+def _of_one_batch(view: View, row: int) -> bool:
+    """Whether the same batch's loss stood out as well and the next gradient is an ordinary one: an odd example."""
+    if view.loss is None:
+        return False
+    before, after = slice(max(row - SPIKE_MEMORY, 0), row), view.grad[row + 1 : row + 3]
+    stood_out = view.record.loss[row] > 2.0 * view.record.loss[before].max()
+    return bool(stood_out and (after < LOUD * view.grad[before].max()).all())
 
 
 def _came_with_the_data(view: View, row: int) -> bool:

@@ -12,6 +12,7 @@ from thermoclaw.diagnosis.view import View, view_of
 from thermoclaw.record import Record
 
 SOLVED_ROWS = 40
+OVERFLOWS = 1e36  # a squared gradient; single precision ends at 3e38
 MORE_THAN_A_HEAD = 3  # weight layers: a head may be trained on random features on purpose
 BALANCE = 3.0  # factor within which decay may hold the weights where they are: signed steps stop at 1/λ
 UNIFORM = 3.5  # standard deviations within which the largest weight is where a uniform draw has it
@@ -76,6 +77,8 @@ def frozen_layers(record: Record) -> Finding | None:
     if len(record) < 10:
         return None
     pushed = (record["grad_sq"] > 0) & (record["lr"] > 0)
+    # nothing moves NaN, and no gradient a mean square that has overflowed
+    pushed &= ~np.maximum.accumulate(~(record["grad_sq"] < OVERFLOWS), axis=0) & np.isfinite(record["param_sq"])
     still = (
         pushed & (record["update_sq"] == 0) & _could_move(record) & (record.optimizer != "LBFGS")
     )  # it stops by itself

@@ -23,6 +23,7 @@ NOWHERE_PATH, NOWHERE_ROWS = 0.01, 150  # all steps together
 LOW_TARGET = 3e-3  # update ratio that the advice aims at: between fine-tuning and small models from scratch
 CLIPPED_UPDATE, CLIPPED_GAIN = 6e-4, 0.15
 CLIPPED_TO_NOTHING = 1e-6
+STRAIGHT_UPDATE, STRAIGHT_BOUND, STRAIGHT_ROWS = 5e-5, 1e-2, 150
 CLIP_ROWS, SAME_GRADIENT = 20, 0.999
 USUAL_BOUND = 0.1  # and above: it is common to clip there, and then the rate is what holds steps back
 VALUE_SPREAD, VALUE_PROBES = 1.03, 4  # nothing but clipping gives all layers gradient elements of one size
@@ -169,6 +170,14 @@ def _below_epsilon(view: View) -> Finding | None:
     )
 
 
+def _always_straight(view: View) -> Mask:
+    """Where a new model under SGD has made a hundred steps, tiny by their bound, that never left the straight line."""
+    ratio = trailing_mean(view.update_ratio, 20)
+    short = (view.reach < SHORT_REACH) & (ratio < STRAIGHT_UPDATE) & (view.grad < STRAIGHT_BOUND)
+    always = (trailing_mean(short.astype(float), SHORT_ROWS) > 0.97) & view.newly_initialised
+    return np.asarray(short & always & (np.arange(len(short)) >= STRAIGHT_ROWS))
+
+
 def over_clipping(record: Record) -> Finding | None:
     """Clipping cuts every gradient, and what is left of it is too short to get anywhere."""
     view = view_of(record)
@@ -183,6 +192,8 @@ def over_clipping(record: Record) -> Finding | None:
     each = clip_value(view)
     if view.is_unit_size:
         where = where & (view.grad < CLIPPED_TO_NOTHING)
+    else:
+        where = where | _always_straight(view)
     span = held(where & (_is_clipped(view) | np.isfinite(each)), 8)
     if span is None:
         return None

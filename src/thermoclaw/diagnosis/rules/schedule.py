@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import prod
+
 import numpy as np
 
 from thermoclaw.diagnosis.finding import Finding, describe_layers
@@ -85,14 +87,25 @@ def _rates(view: View) -> np.ndarray:
         groups = {int(g) for g in known.get(layer.name, ())}
         if len(groups) == 1 and len(view.lr):
             rates[min(groups)] = view.record["lr"][row, i]
-    for i, layer in enumerate(view.record.layers):  # a group that shares all its layers: at least their mean
-        for g in {int(g) for g in known.get(layer.name, ())} if len(view.lr) else ():
+    for i, layer in enumerate(view.record.layers):  # a group that shares all its layers
+        groups = [int(g) for g in known.get(layer.name, ())] if len(view.lr) else []
+        for g in groups:
             if not rates[g] > 0:
-                rates[g] = view.record["lr"][row, i]
+                rates[g] = _of_weights(view, i, g, groups, rates, float(view.record["lr"][row, i]))
     held = {int(g) for groups in known.values() for g in groups}
     if held:
         rates[[g for g in range(len(rates)) if g not in held]] = np.nan
     return rates
+
+
+def _of_weights(view: View, i: int, group: int, groups: list[int], rates: np.ndarray, mean: float) -> float:
+    """The rate of a layer's weights where its bias is in a group of known rate; else at least the layer's mean."""
+    layer, shape = view.record.layers[i], (view.record.meta.get("layer_shapes") or {}).get(view.record.layers[i].name)
+    if len(groups) != 2 or groups[0] != group or not shape or layer.num_params != prod(shape) + shape[0]:
+        return mean
+    bias = shape[0] / layer.num_params
+    solved = (mean - bias * rates[groups[1]]) / (1.0 - bias)
+    return float(solved) if solved > 0 else mean
 
 
 def _layers_of_groups(view: View, groups: np.ndarray) -> Mask:

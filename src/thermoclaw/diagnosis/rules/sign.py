@@ -13,9 +13,9 @@ from thermoclaw.record import Record
 
 LEAST, MOST = 0.6, 1.7  # of what the slopes along the steps foretell, with the wrong sign
 UPHILL, NOISE, ABOVE, FELL = 0.1, 3.0, 0.02, 0.1
-FAST_ROSE, CLIPPED_ROSE, SURE_ROSE = 0.3, 0.2, 1.0  # of the first loss
+FAST_ROSE, CLIPPED_ROSE, CLIPPED_FAR, SURE_ROSE = 0.3, 0.2, 5.0, 1.0  # of the first loss
 WINDOWS = ((4, 1), (20, 5), (60, 20))  # rows from one level to the next, and rows that make a level
-CLIPPED_WINDOW, ROWS, LINE = 20, 3, 0.9
+CLIPPED_WINDOW, CLIPPED_ROWS, ROWS, LINE, LINE_FAR = 20, 100, 3, 0.9, 0.8
 NEGATED_NEAR, NEGATED_ROWS, TIED_LEAST = 0.3, 3, 16
 
 
@@ -109,12 +109,14 @@ def _rises_as_foretold(record: Record, view: View, back: int, mean: int) -> Mask
     stays = np.fmin.accumulate(np.where(row >= mean - 1, level, np.inf)) + NOISE * np.fmin.accumulate(least)
     up = (gain < 0) & (rise > -LEAST * gain) & (rise > NOISE * noise) & (stays > (1 - FELL) * first)
     up &= trailing_mean((view.overshoot > 0).astype(float), back) < UPHILL
-    exact = (rise < -MOST * gain) & (level > (1 + ABOVE) * first)
-    exact &= _is_line(np.where(row >= mean - 1, level - first, 0.0), np.where(row >= mean - 1, since, 0.0))
+    rose, since = (np.where(row >= mean - 1, values, 0.0) for values in (level - first, since))
+    exact = (rise < -MOST * gain) & (level > (1 + ABOVE) * first) & _is_line(rose, since, LEAST, MOST, LINE)
     if mean == 1:
         exact &= rise > FAST_ROSE * first
     clipped = view.is_clipped(back) & (level > (1 + CLIPPED_ROSE) * first) & (back == CLIPPED_WINDOW)
-    clipped &= _is_chance(view, first)  # targets that move can make a loss rise so, too
+    # targets that move can make a loss rise so, too, but not as far in one line
+    far = (level > CLIPPED_FAR * first) & (row < CLIPPED_ROWS) & _is_line(rose, since, LEAST, np.inf, LINE_FAR)
+    clipped &= _is_chance(view, first) | far
     now = up & (exact | clipped) & (row >= back + mean - 1)
     return now & np.concatenate([np.zeros(back, dtype=bool), now])[: len(now)]
 
@@ -129,8 +131,8 @@ def _is_chance(view: View, first: Array) -> bool:
     return any(bool((np.abs(first - chance) < NEGATED_NEAR * chance).any()) for chance in chances)
 
 
-def _is_line(rose: Array, foretold: Array) -> Mask:
-    """Where all rows so far lie on a line of slope −1 through the start, [T]."""
+def _is_line(rose: Array, foretold: Array, least: float, most: float, straight: float) -> Mask:
+    """Where all rows so far lie on a line through the start, of a slope between −least and −most, [T]."""
     xx, yy, xy = np.cumsum(foretold**2), np.cumsum(rose**2), np.cumsum(foretold * rose)
     slope = over(xy, xx)
-    return np.asarray((slope < -LEAST) & (slope > -MOST) & (xy**2 > LINE * xx * yy))
+    return np.asarray((slope < -least) & (slope > -most) & (xy**2 > straight * xx * yy))

@@ -95,7 +95,7 @@ def _flushed_from_the_start(view: View) -> Finding | None:
     silent = view.optional("silent_rows")[rows, last]
     # behind dead units all of them are silent, or none
     some = bool(((silent > FLUSHED_OUTPUTS) & (silent < 1 - FLUSHED_OUTPUTS)).any())
-    wanders = np.ptp(end) > FLUSHED_WANDERS or bool((silent == 0).any() and (silent == 1).any())
+    wanders = np.ptp(end) > FLUSHED_WANDERS
     most = min(typical.min(), end.min()) > FLUSHED_SHARE and (some or wanders)
     # with no input at all the last layer's bias has a gradient nevertheless, and all of it at every step
     left = 1.0 - end

@@ -13,6 +13,8 @@ from thermoclaw.record import Record
 SILENT, SILENT_MORE, DEAD, ENDS = 0.7, 0.4, 0.72, 0.3
 UNUSED_ROWS = 3
 GONE, LEARNED, LEARNS, LEARNS_ROWS = 0.95, 0.5, 0.8, 40
+# one layer of several that slowly falls silent is a symptom
+MANY_LAYERS, MANY_LEFT, ROSE, ROSE_ROWS, ROSE_BACK = 4, 0.85, 1.2, 5, 40
 SUDDEN, EARLY_PROBES, FEW_ZEROS, MOST, SOLVED = 4, 20, 0.6, 0.95, 1e-3
 
 
@@ -47,6 +49,14 @@ def _left_out(record: Record, mask: Mask, span: tuple[int, int]) -> Finding:
         source="definition; Fedus et al. 2021 (arXiv 2101.03961) for load balancing",
         evidence={"layers": float(mask.sum())},
     )
+
+
+def _rose(view: View, start: int, row: int) -> bool:
+    """Whether the loss stands above where it was some time before the units were found silent."""
+    if view.loss is None:
+        return True
+    level = trailing_mean(view.record.loss, ROSE_ROWS)
+    return not level[row] < ROSE * level[max(start - ROSE_BACK, 0) : start + 1].min()
 
 
 def _learns(view: View, row: int) -> bool:
@@ -97,7 +107,8 @@ def dead_units(record: Record) -> Finding | None:
     elif unused.any():
         return _left_out(record, mask, (start, row))
     share = float(np.median(quiet[span[1]][mask]))
-    spared = mask.sum() == 1 and share < GONE and _learns(view, row)
+    one = mask.sum() == 1 and view.big.sum() >= MANY_LAYERS and share < MANY_LEFT and not _rose(view, start, row)
+    spared = one or (mask.sum() == 1 and share < GONE and _learns(view, row))
     return tell(
         record,
         "dead_units",
