@@ -116,8 +116,8 @@ def first_look() -> str:
     return (
         "The held-out programs were judged more than once. The first time, "
         f"{share(totals['detected'])} of the failing runs were detected, {share(totals['named_first'])} had the right "
-        f"cause first, and {share(totals['accused'])} of the healthy ones were accused. Rules changed after that, by what "
-        "was missed on other programs."
+        f"cause first, and {share(totals['accused'])} of the healthy ones were accused. Rules changed after that, by "
+        "what was missed on other programs."
     )
 
 

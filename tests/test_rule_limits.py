@@ -48,6 +48,18 @@ def test_validation_that_still_improves_is_no_overfitting() -> None:
     silent(run([2.4, 2.2, 2.1, 2.1, 2.1, 2.15, 2.2, 2.25, 2.3, 2.35], -1.0), "overfitting")  # not of one kind
 
 
+def test_a_gap_that_costs_nothing_is_no_overfitting() -> None:
+    def run(best: float, rises: float = 0.0) -> Record:
+        made = Synthetic().set(loss=2.5 * np.exp(-STEPS / 10.0) + 0.001)
+        values = [best + rises * i + 0.5 * np.exp(-2.0 * i) for i in range(10)]
+        made.events = [{"kind": "epoch", "step": 20 * (i + 1), "val_loss": v} for i, v in enumerate(values)]
+        return made.record()
+
+    silent(run(0.65), "overfitting")  # as good as it ever was, and three quarters of the way
+    heard(run(0.65, rises=0.02), "overfitting")
+    heard(run(1.2), "overfitting")
+
+
 def test_rounding_of_a_gradient_that_is_gone_is_no_drift_of_logits() -> None:
     def run(left: float) -> Record:
         made = Synthetic().set(coherence=0.3).probe(output_drift=np.where(np.arange(50) < 10, 1e-9, 0.02))
@@ -290,9 +302,12 @@ def run_rules_first(record: Record) -> str:
 
 
 def test_gradients_that_point_anywhere() -> None:
-    def run(size: float, share: float = 0.95, mean: float = 0.0, zero: bool = False) -> dict[str, str]:
+    def run(
+        size: float, share: float = 0.95, mean: float = 0.0, zero: bool = False, rate: float = 1e-3
+    ) -> dict[str, str]:
         random = np.random.default_rng(0).standard_normal((200, 8))
         made = Synthetic().set(coherence=mean + size * random / 64.0, noise_share=share)  # 64 is √n
+        made.set(slice(20, None), lr=rate)
         if zero:
             made.set(slice(None, None, 20), grad_sq=0.0)
         return confidences(made.record())
@@ -302,6 +317,7 @@ def test_gradients_that_point_anywhere() -> None:
     assert "gradient_noise" not in run(1.0, share=0.7)
     assert "gradient_noise" not in run(1.0, mean=0.05)
     assert "gradient_noise" not in run(1.0, zero=True)  # a margin that was reached
+    assert "gradient_noise" not in run(1.0, rate=1e-4)  # at a schedule's end nothing else may be left
 
 
 def test_a_model_that_bursts_at_its_second_step() -> None:

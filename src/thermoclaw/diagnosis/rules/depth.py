@@ -58,17 +58,18 @@ def _in_branches(record: Record) -> Finding | None:
         return None
     sizes = np.sqrt(record["grad_sq"] / view.sizes)
     size = trailing_mean(np.where(mask & (sizes > 0), sizes, np.nan), 10)
-    with np.errstate(invalid="ignore"):
-        tiny = (size < BRANCH_RATIO * np.nanmax(size, axis=1, keepdims=True)) & mask
-        of_tiny = np.where(tiny, size, np.nan)
-        fades = np.nanmax(of_tiny, axis=1) > BRANCH_FADES * np.nanmin(of_tiny, axis=1)  # behind zeros all are alike
+    size = np.where(np.isfinite(size), size, np.inf)
+    loudest = np.where(np.isfinite(size), size, 0.0).max(axis=1)
+    tiny = size < BRANCH_RATIO * loudest[:, None]
+    longest = np.where(tiny, size, 0.0).max(axis=1)
+    fades = longest > BRANCH_FADES * np.where(tiny, size, np.inf).min(axis=1)  # behind zeros all are alike
     many = tiny.sum(axis=1) > BRANCH_SHARE * mask.sum()
     span = held(_stuck(record) & many & fades & (record["step"] > BRANCH_FROM), VANISH_ROWS)
     if span is None:
         return None
     row = span[1]
     names = describe_layers(chosen(record, tiny[row]), len(record.layers))
-    share = float(np.nanmedian(size[row][tiny[row]]) / np.nanmax(size[row]))
+    share = float(np.median(size[row][tiny[row]]) / loudest[row])
     return tell(
         record,
         "vanishing_gradients",

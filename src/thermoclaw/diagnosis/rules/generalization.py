@@ -11,6 +11,7 @@ from thermoclaw.diagnosis.view import view_of
 from thermoclaw.record import Record
 
 GAP, GAP_HIGH, SHARE, PATIENCE = 0.22, 0.45, 0.4, 3
+BENIGN_RISE, BENIGN_SHARE = 0.02, 0.7
 RISE, STEADY, FALLING, IMPROVING = 0.1, 1.4, 0.85, 0.985
 
 
@@ -32,6 +33,9 @@ def overfitting(record: Record) -> Finding | None:
     gap = (values - train) / max(start, 1e-300)
     rise = (values - best) / np.maximum(max(view.loss.start, float(values[0])) - best, 1e-300)
     apart = (gap > GAP) & (train < SHARE * values) & (train >= 0)  # below zero they are not of one scale
+    with np.errstate(divide="ignore", invalid="ignore"):
+        follows = (view.loss.start - values) / (view.loss.start - train)
+    apart &= ~((rise < BENIGN_RISE) & (follows > BENIGN_SHARE))  # as good as it ever was, and that is much
     low, high = trailing_min(values, PATIENCE), trailing_max(values, PATIENCE)
     steady = (high < STEADY * low) & (values > FALLING * high)  # running means of batch norm lag, and then jump
     steady &= values > IMPROVING * lagged(values, PATIENCE - 1)  # what comes late comes all the same

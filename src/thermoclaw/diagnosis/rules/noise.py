@@ -18,6 +18,7 @@ FLAT_MOVES, CHANCE = 1.2e-3, 0.97
 BLIND_LEVEL, BLIND_COHERENCE, BLIND_SHARE = 0.9, 0.05, 0.97
 RESTLESS, CALM = 0.07, 0.06
 BETTER_DAYS, NEAR_CHANCE = 0.8, 1.5
+STEPS_STILL = 0.15  # of the highest rate
 RANDOM_SIZE, RANDOM_COSINE, RANDOM_MEAN, RANDOM_SHARE, RANDOM_ROWS = 200, 2.2, 0.02, 0.9, 10
 
 
@@ -68,7 +69,7 @@ def _drowned(view: View) -> tuple[int, int] | None:
     """Successive gradients that had something in common and suddenly have nothing at all, in no layer."""
     size = np.sqrt(trailing_mean(view.coherence**2, ISOTROPIC_ROWS))
     before = lagged(trailing_mean(size, 20), ISOTROPIC_ROWS + 5)
-    hit = (size < ISOTROPIC) & (before > ISOTROPIC_BEFORE) & (size < 0.3 * before) & (view.update > 0)
+    hit = (size < ISOTROPIC) & (before > ISOTROPIC_BEFORE) & (size < 0.3 * before) & _steps_still(view)
     hit &= np.arange(len(size)) > ISOTROPIC_ROWS + 25
     share = trailing_mean(view.noise_share, ISOTROPIC_ROWS)
     span = held(hit & (share > 0.6), 2)
@@ -84,7 +85,7 @@ def _random(view: View) -> tuple[int, int] | None:
     dense = ~view.tables & view.big & view.trained & (view.sizes >= RANDOM_SIZE)
     if dense.sum() < 2 or view.loss is None:
         return None
-    hit = (view.update > 0) & (np.abs(view.loss.smooth) > 0.05 * abs(view.loss.start))
+    hit = _steps_still(view) & (np.abs(view.loss.smooth) > 0.05 * abs(view.loss.start))
     hit &= trailing_mean(view.noise_share, WINDOW) > RANDOM_SHARE
     hit &= (np.abs(trailing_mean(view.coherence, WINDOW)) < RANDOM_MEAN) & (np.arange(len(hit)) > WINDOW)
     if not hit.any():
@@ -94,6 +95,11 @@ def _random(view: View) -> tuple[int, int] | None:
     size = np.sqrt(median_over(_window_mean(square, WINDOW), dense))
     span = held(hit & (size < RANDOM_COSINE), RANDOM_ROWS)
     return None if span is None else (max(span[0] - WINDOW, 0), span[1])
+
+
+def _steps_still(view: View) -> Mask:
+    """Where the rate is not far below its highest: at the end of a schedule nothing but noise may be left, [T]."""
+    return np.asarray((view.update > 0) & (view.lr > STEPS_STILL * np.maximum.accumulate(view.lr)))
 
 
 def _window_mean(values: Array, window: int) -> Array:

@@ -88,10 +88,10 @@ def _rates(view: View) -> np.ndarray:
         if len(groups) == 1 and len(view.lr):
             rates[min(groups)] = view.record["lr"][row, i]
     for i, layer in enumerate(view.record.layers):  # a group that shares all its layers
-        groups = [int(g) for g in known.get(layer.name, ())] if len(view.lr) else []
-        for g in groups:
+        several = [int(g) for g in known.get(layer.name, ())] if len(view.lr) else []
+        for g in several:
             if not rates[g] > 0:
-                rates[g] = _of_weights(view, i, g, groups, rates, float(view.record["lr"][row, i]))
+                rates[g] = _of_weights(view, i, g, several, rates, float(view.record["lr"][row, i]))
     held = {int(g) for groups in known.values() for g in groups}
     if held:
         rates[[g for g in range(len(rates)) if g not in held]] = np.nan
