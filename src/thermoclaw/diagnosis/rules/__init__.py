@@ -74,7 +74,8 @@ RULES: tuple[Rule, ...] = (
         initial.bad_init,
         "Weights that start at zero, far too large, far too small, or alike",
         "gain rms·√fan-in of each matrix before the first step; row_likeness",
-        f"gain 0, > {initial.GAIN_LARGE:g}, < {initial.GAIN_SMALL:g}, or rows alike, in most matrices",
+        f"gain 0, > {initial.GAIN_LARGE:g}, < {initial.GAIN_SMALL:g}, or rows alike, in most matrices; a table's rms > "
+        f"{initial.TABLE_LARGE:g} with a first loss > {initial.TABLE_LOSS:g} × what follows",
         "He et al. 2015 (arXiv 1502.01852)",
     ),
     Rule(
@@ -82,7 +83,7 @@ RULES: tuple[Rule, ...] = (
         initial.unnormalised_input,
         "Inputs at a wrong scale",
         "input_scale of the first layer",
-        f"> {initial.INPUT_LARGE:g}",
+        f"> {initial.INPUT_LARGE:g}; before a normalization if probes agree within {initial.INPUT_SPREAD_NORMED:.0%}",
         "LeCun et al. 1998; UMLAUT (CHI 2021)",
     ),
     Rule(
@@ -157,7 +158,8 @@ RULES: tuple[Rule, ...] = (
         outputs.output_logit_divergence,
         "Output logits run away together",
         "output_drift of a gradient that had none",
-        f"> {outputs.DRIFT:g} at {outputs.DRIFT_PROBES} probes, after < {outputs.DRIFT_NONE:g}",
+        f"> {outputs.DRIFT:g} at {outputs.DRIFT_PROBES} probes, or > {outputs.DRIFT_MOST:g} at one, after < "
+        f"{outputs.DRIFT_NONE:g}",
         "Wortsman et al. 2023 (arXiv 2309.14322)",
     ),
     Rule(
@@ -194,8 +196,8 @@ RULES: tuple[Rule, ...] = (
         sign.wrong_sign,
         "Steps that raise the loss they should lower",
         "change of the loss since the start against −Σ⟨g_t, Δ_{t−1}⟩, which the steps' slopes foretell",
-        f"−{sign.LEAST:g} to −{sign.MOST:g} times (clipped: any) in two windows of 4, 20 or 60 steps and as a whole; "
-        f"HIGH at {sign.SURE_ROSE:.0%} of the first loss",
+        f"−{sign.LEAST:g} to −{sign.MOST:g} times in two windows of 4, 20 or 60 steps and as a whole (clipped: any, "
+        f"from ln C or to {sign.CLIPPED_FAR:g} × the first loss); HIGH at {sign.SURE_ROSE:.0%} of the first loss",
         "docs: diagnosis",
     ),
     Rule(
@@ -237,7 +239,8 @@ RULES: tuple[Rule, ...] = (
         jumps.gradient_spike,
         "One gradient out of all proportion",
         f"norm against the largest of the last {jumps.SPIKE_MEMORY} steps, after an ordinary step",
-        f"× {jumps.SPIKE_OVER:g}, HIGH × {jumps.SPIKE_OVER_HIGH:g}",
+        f"× {jumps.SPIKE_OVER:g}, HIGH × {jumps.SPIKE_OVER_HIGH:g}; × {jumps.SPIKE_OVER_LONE:g} where the batch's loss "
+        "stands out as well and the next gradient does not",
         "ZClip; OLMo-core",
     ),
     Rule(
@@ -253,7 +256,8 @@ RULES: tuple[Rule, ...] = (
         pace.over_clipping,
         "Clipping holds every step back",
         "constant gradient norm with the signs of lr_too_low",
-        f"{pace.CLIP_ROWS} steps",
+        f"{pace.CLIP_ROWS} steps; or below {pace.STRAIGHT_BOUND:g} with reach < {pace.SHORT_REACH} for "
+        f"{pace.SHORT_ROWS} steps of a new model",
         "Tuning Playbook",
     ),
     Rule(
@@ -262,7 +266,8 @@ RULES: tuple[Rule, ...] = (
         "Steady descent that gets nowhere",
         "slope of the next batch along the step, update_ratio, steps that a tenth of the loss takes",
         f"reach < {pace.LOW_REACH}, update_ratio < {pace.LOW_UPDATE:g}, pace > {pace.LOW_PACE:g} × the steps made; of "
-        f"a new model reach < {pace.SHORT_REACH}, update_ratio < {pace.SHORT_UPDATE:g} for {pace.SHORT_ROWS} steps",
+        f"a new model reach < {pace.SHORT_REACH}, update_ratio < {pace.SHORT_UPDATE:g} for {pace.SHORT_ROWS} steps; of "
+        f"a trained one update_ratio < {pace.LOW_UPDATE_TRAINED:g}",
         "Karpathy 2019",
     ),
     Rule(
@@ -271,7 +276,7 @@ RULES: tuple[Rule, ...] = (
         "The gradient is mostly noise",
         "coherence and its size, noise_share, loss without progress",
         f"coherence size < {noise.ISOTROPIC} where it was > {noise.ISOTROPIC_BEFORE}, or × √n < {noise.RANDOM_COSINE}; "
-        f"or no progress at noise_share > {noise.FLAT_SHARE}",
+        f"or no progress at noise_share > {noise.FLAT_SHARE}; at {noise.STEPS_STILL:.0%} of the highest rate or more",
         "McCandlish et al. 2018",
     ),
     Rule(
@@ -288,7 +293,8 @@ RULES: tuple[Rule, ...] = (
         "Validation and training loss part",
         "gap between validation and training loss over the first loss",
         f"> {generalization.GAP:.0%} at {generalization.PATIENCE} validations, HIGH > {generalization.GAP_HIGH:.0%} or "
-        "when validation rises",
+        f"when validation rises; none where it is at its best and gained {generalization.BENIGN_SHARE:.0%} of what "
+        "training did",
         "SageMaker Debugger, Overfit",
     ),
     Rule(
@@ -339,7 +345,8 @@ RULES: tuple[Rule, ...] = (
         "root mean square gradient of first against last layers; gradient norm against its largest",
         f"ratio < {depth.VANISH_RATIO:g} for {depth.VANISH_ROWS} steps, HIGH < {depth.VANISH_HIGH:g}; norm < "
         f"{depth.GONE:g} for {depth.GONE_ROWS} steps, HIGH < {depth.GONE_HIGH:g}; under SGD rms < {depth.NEVER_SIZE:g} "
-        f"since the first step",
+        f"since the first step; of a new model that learns nothing < {depth.BRANCH_RATIO:g} of the loudest layer's in "
+        f"{depth.BRANCH_SHARE:.0%} of the layers",
         "AutoTrainer (ICSE 2021)",
     ),
     Rule(
