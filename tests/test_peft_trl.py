@@ -162,5 +162,5 @@ def test_the_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
 def test_advice_names_the_rate_of_the_run_though_it_begins_and_ends_at_zero(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run_example(tmp_path, monkeypatch, "--steps", "150", "--learning-rate", "0.03")
-    assert "Lower the learning rate from 0.03 to" in " ".join(capsys.readouterr().out.split())
+    run_example(tmp_path, monkeypatch, "--steps", "150", "--learning-rate", "0.3")
+    assert "Lower the learning rate from 0.3 to" in " ".join(capsys.readouterr().out.split())

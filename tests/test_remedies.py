@@ -6,6 +6,8 @@ import copy
 import json
 import logging
 import math
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -329,6 +331,21 @@ def test_optimizer_and_schedule_of_accelerate() -> None:
 
 
 # -- clipping ---------------------------------------------------------------------------------------------------------
+
+
+def test_clipping_is_there_for_whoever_imported_nothing_else() -> None:
+    code = """
+import torch
+from thermoclaw.diagnosis.remedies import Remedy
+p = torch.nn.Parameter(torch.ones(2))
+optimizer = torch.optim.SGD([p], lr=1.0)
+Remedy("clip", 0.01, 3.0).apply(optimizer)
+p.grad = torch.full((2,), 5.0)
+optimizer.step()
+print(round(float((1.0 - p.detach()).norm()), 4))
+"""
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert told.stdout.split() == ["0.01"]
 
 
 def test_clip_is_what_clipping_in_the_loop_is_and_can_be_taken_back() -> None:

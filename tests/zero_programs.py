@@ -291,7 +291,7 @@ def consumers(rank: int, world: int) -> bool:
     split = EntropySplit(engine.model, engine.optimizer)
     forecast = preflight(engine.model, engine.optimizer)
     model = programs.make_net(torch.float32)
-    assert forecast.forecasts == preflight(model, make_optimizer(model)).forecasts
+    assert repr(forecast.forecasts) == repr(preflight(model, make_optimizer(model)).forecasts)  # NaN is not itself
     for x, y in batches(torch.float32)[:5]:
         engine.train(x, y)
         split.step()

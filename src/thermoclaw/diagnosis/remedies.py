@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import math
 from collections.abc import Callable, Sequence
@@ -17,7 +18,7 @@ __all__ = ["Applied", "Remedy", "RemedyError"]
 
 logger = logging.getLogger("thermoclaw")
 
-# Clipping needs torch: thermoclaw.clipping puts itself here when the package is imported.
+# Clipping needs torch: thermoclaw.clipping puts itself here when it is imported, at the latest when it is needed.
 install_clip: list[Callable[[Any, Any, float], Callable[[], None]]] = []
 
 
@@ -211,6 +212,8 @@ class Remedy:
             raise RemedyError(f"clip to {self.value:g}: give a positive norm")
         if not hasattr(optimizer, "register_step_pre_hook"):
             raise RemedyError(f"{type(optimizer).__name__} has no step hooks: clip its gradients in the loop")
+        if not install_clip:
+            importlib.import_module("thermoclaw.clipping")  # whoever has an optimizer has torch
         (install,) = install_clip
         journal.later(install(given, optimizer, self.value))
         return [{"group": None, "knob": self.knob, "was": _finite(self.was), "now": self.value}]

@@ -126,8 +126,8 @@ def _rewritten(record: Record) -> Finding | None:
         return None
     worst, row = largest(ratio), min(LR_FIRST_ROWS, len(record)) - 1
     at = int(np.nanargmax(ratio))
-    lr = float(view.lr[at])
-    value = two_digits(lr * 3e-3 / worst)
+    value = two_digits(float(view.lr[at]) * 3e-3 / worst)
+    lr = largest(view.lr)  # it may have been warming up
     return tell(
         record,
         "lr_too_high",
@@ -135,7 +135,7 @@ def _rewritten(record: Record) -> Finding | None:
         (0, row),
         title="the first steps rewrite the weights",
         seen=f"Step {int(record.steps[at])} moved three in four layers by {worst:.0%} of their norm and more, at "
-        f"a learning rate of {lr:.3g}.",
+        f"a learning rate of {view.lr[at]:.3g}.",
         meaning="What the initialization (or the pre-training) put there is gone before anything is learned; the run "
         "goes on from random large weights.",
         advice=f"Lower the learning rate from {lr:.3g} to about {value:.2g} (steps of 0.3 % of the weights), or warm "
