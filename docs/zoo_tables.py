@@ -107,18 +107,17 @@ def headline() -> str:
     return "\n".join([*table(tuple(heads), rows), "", *missing()])
 
 
-def first_look() -> str:
-    """What the held-out programs gave when they were judged for the first time, where rules changed after that."""
-    path = RESULT.with_name("zoo_first_look.json")
-    if not RESULT.exists() or not path.exists():
-        return ""
-    totals = json.loads(path.read_text())["held_out"]["totals"]
-    return (
-        "The held-out programs were judged more than once. The first time, "
-        f"{share(totals['detected'])} of the failing runs were detected, {share(totals['named_first'])} had the right "
-        f"cause first, and {share(totals['accused'])} of the healthy ones were accused. Rules changed after that, by "
-        "what was missed on other programs."
-    )
+def first_looks() -> str:
+    """What each set of held-out programs gave when it was judged for the first time."""
+    path = RESULT.with_name("zoo_first_looks.json")
+    looks = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+    keys = ("detected", "named_first", "accused")
+    rows = [
+        (look["date"], ", ".join(f"`{name}`" for name in look["programs"]), *(share(look["totals"][k]) for k in keys))
+        for look in looks
+    ]
+    heads = ("judged first", "held-out programs", "failing runs detected", "right cause first", "healthy runs accused")
+    return "\n".join(table(heads, rows)) if rows else ""
 
 
 def met(figure: Row, bar: float | None, is_floor: bool) -> str:
@@ -298,7 +297,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "zoo-vetting": vetting,
     "zoo-headline": headline,
     "zoo-early": early,
-    "zoo-first-look": first_look,
+    "zoo-first-looks": first_looks,
     "zoo-by-failure": by_failure,
     "zoo-recipes": recipes,
     "zoo-calibration": calibration,

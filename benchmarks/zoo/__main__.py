@@ -41,6 +41,7 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--held-out", action="store_true", help="held-out programs only")
     top.add_argument("--no-replay", action="store_true", help="judge: skip the live checks")
     top.add_argument("--rival-python", help="run: python of an environment with thermoclaw==0.1.6")
+    top.add_argument("--first-looks", type=Path, help="report: keep held-out figures there, if these programs are new")
     top.add_argument("--traces", type=Path, help="causal: folder of the traces, by default that of --out")
     top.add_argument("--results", type=Path, help="report, causal: also write the JSON here")
     top.add_argument(
@@ -119,6 +120,7 @@ def judge(args: argparse.Namespace) -> int:
 
 def report(args: argparse.Namespace) -> int:
     """Figures, tables and pictures of the parts that were judged."""
+    from benchmarks.zoo.first_looks import add_first_look
     from benchmarks.zoo.report import as_text, document
 
     store, part = Store(args.out), part_of(args, "all")
@@ -136,6 +138,8 @@ def report(args: argparse.Namespace) -> int:
         args.results.parent.mkdir(parents=True, exist_ok=True)
         args.results.write_text(json.dumps(told, indent=1) + "\n")
         paths.append(args.results)
+    if args.first_looks and add_first_look(args.first_looks, told):
+        paths.append(args.first_looks)
     text = as_text(told)
     (store.folder / "zoo.md").write_text(text)
     paths += [store.folder / "zoo.md", *draw(told, args.images or store.folder)]

@@ -1,9 +1,8 @@
 """The list of all cases, and which of them nobody looks at while rules are tuned. No thermoclaw, no torch until asked.
 
-Whole programs are held out: those of `programs.HELD_OUT`, whose data (letters of fonts, terrain, a portrait, a cell's
-voltage, Unicode's names, docstrings, functions) and architectures appear nowhere in development. Every fault is tried
-on every program that can have it (two of three where a code has several faults), at a seed that its control shares;
-strength and onset are drawn from the case's name.
+Whole programs are held out: those of `programs.HELD_OUT`, whose data and architectures appear nowhere in development.
+Every fault is tried on every program that can have it (two of three where a code has several faults), at a seed that
+its control shares; strength and onset are drawn from the case's name.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """Real data that comes with Python and scikit-learn, as inputs and targets; nothing is downloaded. No thermoclaw here.
 
-Development programs use what is here. Held-out programs have modules of data of their own beside this one; they share
-nothing with it but how a set is split.
+Later programs have modules of data beside this one. No data is shared between development and held-out programs.
 """
 
 from __future__ import annotations

@@ -5,6 +5,8 @@ from __future__ import annotations
 from benchmarks.zoo.programs import (
     digits,
     imagery,
+    languages,
+    measures,
     photos,
     points,
     relations,
@@ -28,6 +30,9 @@ DEVELOPMENT: tuple[Program, ...] = (
     *imagery.PROGRAMS,
     *points.PROGRAMS,
     *writing.PROGRAMS,
+    *signals.PROGRAMS,
+    *relations.PROGRAMS,
+    *wording.PROGRAMS,
 )
-HELD_OUT: tuple[Program, ...] = (*signals.PROGRAMS, *relations.PROGRAMS, *wording.PROGRAMS)
+HELD_OUT: tuple[Program, ...] = (*measures.PROGRAMS, *languages.PROGRAMS)
 PROGRAMS: dict[str, Program] = {program.name: program for program in (*DEVELOPMENT, *HELD_OUT)}

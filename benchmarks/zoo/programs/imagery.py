@@ -1,4 +1,4 @@
-"""Held-out programs that make pictures: super-resolution of terrain, and color by flow matching with an MLP-Mixer."""
+"""Programs that make pictures: super-resolution of terrain, and color by flow matching with an MLP-Mixer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Held-out programs on points: a normalizing flow over a seafloor, and a fine-tuned PointNet on outlines of letters."""
+"""Programs on points: a normalizing flow over a seafloor, and a fine-tuned PointNet on outlines of letters."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Held-out programs on relations and tables: a network that recommends, and a deep & cross network for a rare class."""
+"""Programs on relations and tables: a network that recommends, and a deep & cross network for a rare class."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Held-out programs on letters and a spiking cell: a separable CNN with batch norm, a GRU that forecasts quantiles."""
+"""Programs on letters and a spiking cell: a separable CNN with batch norm, a GRU that forecasts quantiles."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Held-out programs on words of documentation: a decoder with a mixture of experts, and two towers for retrieval."""
+"""Programs on words of documentation: a decoder with a mixture of experts, and two towers for retrieval."""
 
 from __future__ import annotations
 

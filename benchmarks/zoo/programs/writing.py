@@ -1,4 +1,4 @@
-"""Held-out programs on Unicode: recurrent transliteration without alignment, and a translator that names characters."""
+"""Programs on Unicode: recurrent transliteration without alignment, and a translator that names characters."""
 
 from __future__ import annotations
 
