@@ -442,6 +442,11 @@ def test_a_loss_that_stands_near_its_start(wobble: float, code: str) -> None:
     run.set(overshoot=0.0).probe(output_drift=1e-9)
     ten = {"layer_shapes": {f"blocks.{i}.fc": [10, 64] for i in range(8)}}
     heard(run.record(**ten), code)
+    run.optimizer = "SGD"
+    heard(run.record(**ten), code)
+    drawn = run.columns["grad_sq"].copy()
+    silent(run.set(grad_sq=0.09).record(**ten), code)  # every gradient is cut: it is the bound that holds it back
+    run.columns["grad_sq"], run.optimizer = drawn, "AdamW"
     silent(run.record(), code)  # far below chance for 64 classes: a run that goes on from a checkpoint
     silent(run.set(update_sq=1e-6).record(**ten), code)  # steps too short to tell
 

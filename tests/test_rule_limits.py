@@ -36,6 +36,30 @@ def test_a_dead_layer_of_a_model_that_learns_is_for_information() -> None:
     assert run(1, 0.0, 1.0)["dead_units"] == "HIGH"
 
 
+def test_a_bottleneck_of_a_few_units_may_die() -> None:
+    def run(units: int, left: float) -> str:
+        made = Synthetic(layers=4).probe(silent_rows=0.1, grad_zeros=0.1, dead_rows=0.0)
+        for name in ("silent_rows", "grad_zeros", "dead_rows"):
+            made.columns[name][60::4, 1] = 1.0
+        record = made.set(loss=2.5 * (left + (1 - left) * np.exp(-STEPS / 20.0))).record()
+        small = replace(record.layers[1], num_params=units)
+        return confidences(replace(record, layers=(record.layers[0], small, *record.layers[2:])))["dead_units"]
+
+    assert run(68, 0.3) == "LOW"
+    assert run(68, 0.9) == "HIGH"  # nothing is learned
+    assert run(4096, 0.3) == "HIGH"
+
+
+def test_one_batch_that_lifts_the_mean_of_losses() -> None:
+    def run(last: int) -> dict[str, str]:
+        made = Synthetic(optimizer="SGD").set(loss=0.1 - 0.5 * (1 - np.exp(-STEPS / 20.0)), coherence=-0.3)
+        made.set(overshoot=0.01, update_sq=(0.05 * 10.0) ** 2).set(slice(120, 120 + last), loss=20.0)
+        return confidences(made.record())
+
+    assert "lr_too_high" not in run(1)
+    assert run(30)["lr_too_high"] == "HIGH"
+
+
 def test_validation_that_still_improves_is_no_overfitting() -> None:
     def run(values: list[float], sign: float = 1.0) -> Record:
         made = Synthetic().set(loss=sign * (2.5 * np.exp(-STEPS / 10.0) + 0.001))

@@ -141,7 +141,8 @@ RULES: tuple[Rule, ...] = (
         units.dead_units,
         "Units that never get a gradient",
         "silent_rows, dead_rows",
-        f"> {units.SILENT:.0%} of a layer's rows",
+        f"> {units.SILENT:.0%} of a layer's rows; for information in one layer of less than {units.FEW:.0%} of the "
+        "parameters while the loss falls",
         "SageMaker Debugger, DeadRelu; ReDo",
     ),
     Rule(

@@ -41,6 +41,7 @@ LR_DESCENDS, LR_AGREES = 0.1, 0.5
 LR_SHARPENED = 0.05  # of attention layers' norm in a step
 LR_DECAYED = 0.3  # share of the step
 LR_GAINED, LR_BACK = 0.3, 0.95
+LR_STILL_HIGH, LR_FAR = 0.1, 100.0  # of the rise of the mean; of the first loss
 LR_JUMP, LR_JUMP_ROWS = 3.0, 60
 LR_FIRST, LR_FIRST_ROWS, LR_FIRST_FELL, LR_FIRST_ROSE, LR_DEEP = 0.2, 8, 0.8, 1.1, 3
 
@@ -61,7 +62,7 @@ def lr_too_high(record: Record) -> Finding | None:
     if not (burst | lost | thrown | stalled).any():
         return _sharpened(record)
     signs = _StepSigns.of(record)
-    burst, lost = burst & ~signs.descends, lost & ~signs.descends
+    burst, lost = burst & ~signs.descends, lost & ~signs.descends & _still_high(record, loss)
     for kind, confidence, condition, rows in (
         ("exploded", "HIGH", burst & (signs.update_ratio > LR_UPDATE_RATIO), 3),
         ("thrown", "HIGH", thrown & (loss.smooth > 0.5 * loss.start), 5),
@@ -227,6 +228,12 @@ class _StepSigns:
     def count(self) -> Array:
         """How many signs are on, [T]."""
         return self.on.sum(axis=0)
+
+
+def _still_high(record: Record, loss: LossView) -> Mask:
+    """Where it is not one batch of some time ago that lifts the mean of the losses, [T]."""
+    back = trailing_max(record.loss, 3) < loss.best + LR_STILL_HIGH * (loss.smooth - loss.best)
+    return ~np.asarray(back & (loss.smooth < LR_FAR * abs(loss.start)))
 
 
 def _all_lost(loss: LossView) -> Mask:

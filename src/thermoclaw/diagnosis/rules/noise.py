@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from thermoclaw.diagnosis.finding import Finding
+from thermoclaw.diagnosis.rules.pace import CLIP_ROWS
 from thermoclaw.diagnosis.selection import tell
 from thermoclaw.diagnosis.signals import Mask, average, held, lagged, median_over, trailing_mean
 from thermoclaw.diagnosis.view import View, view_of
@@ -47,6 +48,8 @@ def _flat(view: View) -> tuple[Mask, Array] | None:
     if not np.isfinite(view.chance):  # what outputs vary by at the start is gained even where there is nothing to learn
         near |= (late > BLIND_LEVEL * level) & (agreement < BLIND_COHERENCE) & (share > BLIND_SHARE)
     where = flat & moving & blind & near & (np.arange(len(record)) >= SETTLED)
+    if not view.is_unit_size:
+        where &= ~view.is_clipped(CLIP_ROWS)  # then it is the bound that says how far it goes
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.asarray(where), loss.noise / np.abs(late)
 

@@ -15,6 +15,7 @@ UNUSED_ROWS = 3
 GONE, LEARNED, LEARNS, LEARNS_ROWS = 0.95, 0.5, 0.8, 40
 # one layer of several that slowly falls silent is a symptom
 MANY_LAYERS, MANY_LEFT, ROSE, ROSE_ROWS, ROSE_BACK = 4, 0.85, 1.2, 5, 40
+GAINS, FEW = 0.7, 0.02  # of the first loss; of the parameters
 SUDDEN, EARLY_PROBES, FEW_ZEROS, MOST, SOLVED = 4, 20, 0.6, 0.95, 1e-3
 
 
@@ -57,6 +58,11 @@ def _rose(view: View, start: int, row: int) -> bool:
         return True
     level = trailing_mean(view.record.loss, ROSE_ROWS)
     return not level[row] < ROSE * level[max(start - ROSE_BACK, 0) : start + 1].min()
+
+
+def _gains(view: View, row: int) -> bool:
+    """Whether a good part of the loss is gone at a row."""
+    return view.loss is not None and bool(trailing_mean(view.record.loss, ROSE_ROWS)[row] < GAINS * view.loss.start)
 
 
 def _learns(view: View, row: int) -> bool:
@@ -109,6 +115,7 @@ def dead_units(record: Record) -> Finding | None:
     share = float(np.median(quiet[span[1]][mask]))
     one = mask.sum() == 1 and view.big.sum() >= MANY_LAYERS and share < MANY_LEFT and not _rose(view, start, row)
     spared = one or (mask.sum() == 1 and share < GONE and _learns(view, row))
+    spared |= view.sizes[mask].sum() < FEW * view.sizes.sum() and _gains(view, row)  # a bottleneck of a few units
     return tell(
         record,
         "dead_units",
