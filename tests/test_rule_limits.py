@@ -21,17 +21,24 @@ def confidences(record: Record) -> dict[str, str]:
 
 
 def test_a_dead_layer_of_a_model_that_learns_is_for_information() -> None:
-    def run(layers: int, left: float, share: float = 0.8, rises: float = 0.0) -> dict[str, str]:
+    def record(layers: int, left: float, share: float = 0.8, rises: float = 0.0) -> Record:
         made = Synthetic(layers=4).probe(silent_rows=0.1, grad_zeros=0.1, dead_rows=0.0)
         for name in ("silent_rows", "grad_zeros", "dead_rows"):
             made.columns[name][60::4, :layers] = share
         made.set(loss=2.5 * (left + (1 - left) * np.exp(-STEPS / 20.0)) + rises * (STEPS > 60))
-        return confidences(made.record())
+        return made.record()
+
+    def run(*shape: Any, **more: float) -> dict[str, str]:
+        return confidences(record(*shape, **more))
 
     assert run(1, 0.0)["dead_units"] == "LOW"
     assert run(1, 0.6, 0.9)["dead_units"] == "HIGH"
     assert run(1, 0.6)["dead_units"] == "LOW"  # one of several layers, not quite gone, and the loss is no worse for it
     assert run(1, 0.6, rises=2.0)["dead_units"] == "HIGH"
+    told = {
+        left: dead.meaning for left in (0.0, 0.6) for dead in run_rules(record(1, left)) if dead.code == "dead_units"
+    }
+    assert ["learns all the same" in told[left] for left in (0.0, 0.6)] == [True, False]
     assert run(2, 0.0)["dead_units"] == "HIGH"
     assert run(1, 0.0, 1.0)["dead_units"] == "HIGH"
 

@@ -110,9 +110,14 @@ def _windows(text: str, *, letters: int | None = None) -> Data:
         tokens = torch.tensor([place[c] for c in text])
     else:
         tokens = torch.tensor([min(ord(c), letters - 1) for c in text])
-    num = (len(tokens) - 1) // WINDOW
-    x = tokens[: num * WINDOW].view(num, WINDOW)
-    y = tokens[1 : num * WINDOW + 1].view(num, WINDOW)
+    return stretches(tokens, WINDOW)
+
+
+def stretches(tokens: Tensor, length: int) -> Data:
+    """Tokens in stretches that do not overlap, and the same moved on by one; every fourth run of 32 validates."""
+    num = (len(tokens) - 1) // length
+    x = tokens[: num * length].view(num, length)
+    y = tokens[1 : num * length + 1].view(num, length)
     held = torch.arange(num) // 32 % 4 == 3
     return Data((x[~held], y[~held]), (x[held], y[held]))
 

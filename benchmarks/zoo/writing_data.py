@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.zoo.data import _split
+from benchmarks.zoo.data import _split, stretches
 from benchmarks.zoo.recipe import Data
 
 JAMO = 67  # 19 first consonants, 21 vowels, 27 last consonants; zero is what pads
@@ -85,11 +85,7 @@ def manual() -> Data:
     words = re.findall(r"[A-Za-z]+|\d|[^\w\s]|\n", re.sub(r"\s*\n\s*", "\n", "\n\n".join(docs)).lower())
     place = _numbered(words, most=WORDS - UNKNOWN - 1)
     tokens = torch.tensor([place.get(word, UNKNOWN) for word in words])
-    num = (len(tokens) - 1) // STRETCH
-    x = tokens[: num * STRETCH].view(num, STRETCH)
-    y = tokens[1 : num * STRETCH + 1].view(num, STRETCH)
-    held = torch.arange(num) // 32 % 4 == 3
-    return Data((x[~held], y[~held]), (x[held], y[held]))
+    return stretches(tokens, STRETCH)
 
 
 @cache

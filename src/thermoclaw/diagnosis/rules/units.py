@@ -113,20 +113,20 @@ def dead_units(record: Record) -> Finding | None:
     elif unused.any():
         return _left_out(record, mask, (start, row))
     share = float(np.median(quiet[span[1]][mask]))
+    learns = mask.sum() == 1 and share < GONE and _learns(view, row)
+    learns |= view.sizes[mask].sum() < FEW * view.sizes.sum() and _gains(view, row)  # a bottleneck of a few units
     one = mask.sum() == 1 and view.big.sum() >= MANY_LAYERS and share < MANY_LEFT and not _rose(view, start, row)
-    spared = one or (mask.sum() == 1 and share < GONE and _learns(view, row))
-    spared |= view.sizes[mask].sum() < FEW * view.sizes.sum() and _gains(view, row)  # a bottleneck of a few units
     return tell(
         record,
         "dead_units",
-        "LOW" if spared else "HIGH",
+        "LOW" if learns or one else "HIGH",
         (start, row),
         mask=mask,
         title="units are dead",
         seen=f"In {describe_layers(chosen(record, mask), len(record.layers))} {share:.0%} of the output units got "
         "exactly zero gradient in every batch that was looked at.",
         meaning="They never fire (a ReLU below zero for all inputs) and can never come back: the layer is that much "
-        "narrower than it was built." + (" The run learns all the same, with the rest." if spared else ""),
+        "narrower than it was built." + (" The run learns all the same, with the rest." if learns else ""),
         advice="Go back to before they died and lower the learning rate; use GELU, SiLU or LeakyReLU, He "
         "initialization and biases at zero; or re-initialize the dead units (ReDo).",
         source="SageMaker Debugger, DeadRelu; Sokar et al. 2023 (arXiv 2302.12902)",
