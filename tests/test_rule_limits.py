@@ -511,3 +511,41 @@ def test_first_steps_that_rewrite_tables(tables: int, told: bool) -> None:
     kinds = ["embedding"] * tables + ["mlp"] * (3 - tables)
     layers = tuple(replace(layer, ltype=kind) for layer, kind in zip(record.layers, kinds, strict=True))
     assert ("lr_too_high" in confidences(replace(record, layers=layers))) == told
+
+
+def test_a_loss_that_soon_stands_still_far_from_its_first_level() -> None:
+    steps = np.arange(300)
+
+    def run(level: float, wobble: float = 0.01, slope: float = 0.0, gain: Any = DRAWN, **more: Any) -> dict[str, str]:
+        shape = level + (1.0 - level) * np.exp(-steps / 5.0) - slope * steps / 300.0
+        noise = wobble * np.random.default_rng(0).standard_normal(300)
+        made = Synthetic(300).set(loss=2.5 * (shape + noise), coherence=0.2, noise_share=0.5)
+        made.probe(start_gain=gain, grad_zeros=0.3).set(**more)
+        return confidences(made.record())
+
+    assert run(0.75)["label_noise"] == "MEDIUM"
+    assert run(0.97, wobble=0.1)["label_noise"] == "MEDIUM"
+    assert "label_noise" not in run(0.4)  # much was learned
+    assert "label_noise" not in run(0.75, wobble=0.1)  # too noisy to tell a small fall from none
+    assert "label_noise" not in run(0.75, slope=0.08)  # slow, but it goes on
+    assert "label_noise" not in run(0.75, gain=TRAINED)  # a trained model has little to learn
+    assert "label_noise" not in run(0.75, update_sq=(10.0 * 1e-4) ** 2)
+    fallen = np.where(steps < 40, 1e-3, 1e-4)[:, None]
+    assert "label_noise" not in run(0.75, lr=fallen)
+
+
+def test_a_batch_whose_loss_scatters_more_than_was_gained() -> None:
+    steps = np.arange(300)
+
+    def run(wobble: float, gained: float = 0.2, **more: Any) -> dict[str, str]:
+        loss = 2.5 - gained * steps / 300.0 + wobble * np.random.default_rng(0).standard_normal(300)
+        agreement = 0.02 + 0.1 * np.random.default_rng(1).standard_normal((300, 8))
+        made = Synthetic(300).set(loss=loss, coherence=agreement, noise_share=0.97, overshoot=0.0)
+        return confidences(made.set(**more).record())
+
+    assert run(1.0)["gradient_noise"] == "MEDIUM"
+    assert "gradient_noise" not in run(0.4)
+    assert "gradient_noise" not in run(1.0, gained=2.0)
+    assert "gradient_noise" not in run(1.0, noise_share=0.85)
+    assert "gradient_noise" not in run(1.0, overshoot=-0.0005)  # what a step does for its batch it does for the next
+    assert "gradient_noise" not in run(1.0, coherence=0.2)

@@ -277,7 +277,8 @@ RULES: tuple[Rule, ...] = (
         "The gradient is mostly noise",
         "coherence and its size, noise_share, loss without progress",
         f"coherence size < {noise.ISOTROPIC} where it was > {noise.ISOTROPIC_BEFORE}, or × √n < {noise.RANDOM_COSINE}; "
-        f"or no progress at noise_share > {noise.FLAT_SHARE}; at {noise.STEPS_STILL:.0%} of the highest rate or more",
+        f"or no progress at noise_share > {noise.FLAT_SHARE}; or a loss that scatters by {noise.SCATTER:g} × all that "
+        f"was gained at noise_share > {noise.SCATTER_SHARE}; at {noise.STEPS_STILL:.0%} of the highest rate or more",
         "McCandlish et al. 2018",
     ),
     Rule(
@@ -285,7 +286,8 @@ RULES: tuple[Rule, ...] = (
         noise.label_noise,
         "Targets carry no information",
         f"the loss stays near its first level, calmly, at noise_share > {noise.FLAT_SHARE}",
-        f"level > {noise.FLAT_LEVEL:.0%} of the first loss",
+        f"level > {noise.FLAT_LEVEL:.0%} of the first loss; of a new model > {noise.STILL_LEVEL:.0%}, and no fall of "
+        f"{noise.STILL_FALL:.1%} of it in the later half of the run, {noise.STILL_ROWS} steps or more",
         "docs: diagnosis",
     ),
     Rule(

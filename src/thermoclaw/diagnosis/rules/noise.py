@@ -7,7 +7,7 @@ import numpy as np
 from thermoclaw.diagnosis.finding import Finding
 from thermoclaw.diagnosis.rules.pace import CLIP_ROWS
 from thermoclaw.diagnosis.selection import tell
-from thermoclaw.diagnosis.signals import Mask, average, held, lagged, median_over, trailing_mean
+from thermoclaw.diagnosis.signals import Mask, average, held, lagged, median_over, over, trailing_mean
 from thermoclaw.diagnosis.view import View, view_of
 from thermoclaw.quantities import Array
 from thermoclaw.record import Record
@@ -19,7 +19,11 @@ FLAT_MOVES, CHANCE = 1.2e-3, 0.97
 BLIND_LEVEL, BLIND_COHERENCE, BLIND_SHARE = 0.9, 0.05, 0.97
 RESTLESS, CALM = 0.07, 0.06
 BETTER_DAYS, NEAR_CHANCE = 0.8, 1.5
+STILL_LEVEL, STILL_FALL, STILL_ROWS = 0.65, 0.015, 90
+STILL_FIRST, STILL_ERROR = 0.9, 0.05
 STEPS_STILL = 0.15  # of the highest rate
+SCATTER, SCATTER_LEAST, SCATTER_SHARE, SCATTER_MEAN, SCATTER_ROWS = 1.25, 0.25, 0.93, 0.1, 60
+UNRELATED, PROMISED = 0.05, 8.0  # of what steps promise on their own batch: what they keep on the next; over the gain
 RANDOM_SIZE, RANDOM_COSINE, RANDOM_MEAN, RANDOM_SHARE, RANDOM_ROWS = 200, 2.2, 0.02, 0.9, 10
 
 
@@ -54,6 +58,31 @@ def _flat(view: View) -> tuple[Mask, Array] | None:
         return np.asarray(where), loss.noise / np.abs(late)
 
 
+def _still(view: View) -> Mask:
+    """Where the loss of a new model, still high, has not moved for half of the run at full steps, [T].
+
+    Thirds of that half are compared: means of many steps tell a fall of one percent of the first loss from none. A
+    noisy loss will do near its first level.
+    """
+    record, loss, rows = view.record, view.loss, np.arange(len(view.record))
+    first = average(record.loss[:10]) if loss is not None else 0.0
+    if loss is None or first <= 0 or not view.newly_initialised:
+        return np.zeros(len(rows), dtype=bool)
+    rows = rows[SETTLED:]
+    back = np.maximum(STILL_ROWS, (rows + 1) // 2)
+    third, start = back // 3, rows + 1 - back
+    total = np.concatenate([[0.0], np.cumsum(record.loss)])  # what is not finite stays so
+    early, late = (total[start + third] - total[start]) / third, (total[rows + 1] - total[rows + 1 - third]) / third
+    noise = loss.noise[SETTLED:]
+    error, moved = noise * np.sqrt(2.0 / third), np.abs(early - late)
+    still = (moved + 2.0 * error < STILL_FALL * first) & (late > STILL_LEVEL * first)
+    calm = (error < STILL_ERROR * first) & (noise < SCATTER_LEAST * late)
+    still |= (moved < STILL_FALL * first + 2.0 * error) & calm & (late > STILL_FIRST * first)
+    low = np.cumsum(view.lr <= 0.3 * np.maximum.accumulate(view.lr))
+    still &= (low[rows] == low[start]) & (np.nancumsum(view.update_ratio)[SETTLED:] > FLAT_MOVES * SETTLED)
+    return np.concatenate([np.zeros(SETTLED, dtype=bool), still])[: len(record)]
+
+
 def gradient_noise(record: Record) -> Finding | None:
     """The batch is too small, or the gradient too noisy, for the signal in it."""
     view = view_of(record)
@@ -65,7 +94,30 @@ def gradient_noise(record: Record) -> Finding | None:
     drowned = random or _drowned(view)
     if drowned is not None and (span is None or drowned[0] < span[0]):
         return _noise(view, drowned, sudden=True, random=random is not None)
+    scattered = _scattered(view)
+    if scattered is not None and (span is None or scattered[1] < span[1]):
+        return _noise(view, scattered, sudden=False, scattered=True)
     return _noise(view, span, sudden=False) if span is not None else None
+
+
+def _scattered(view: View) -> tuple[int, int] | None:
+    """The loss of one batch scatters by more than was ever gained, and no step does anything for the next batch.
+
+    ⟨g_t, Δ_{t−1}⟩ over −⟨g_t, Δ_t⟩ is next to 0 where batches have nothing in common that steps follow, far below 0
+    where momentum carries what they share, and as far above where steps are too long for the curvature.
+    """
+    record, loss = view.record, view.loss
+    first = average(record.loss[:10]) if loss is not None else 0.0
+    if loss is None or first <= 0:
+        return None
+    late = trailing_mean(record.loss, WINDOW)
+    gain = first - late
+    kept = over(trailing_mean(view.overshoot, SCATTER_ROWS), trailing_mean(view.work, SCATTER_ROWS))
+    hit = (loss.noise > SCATTER * gain) & (gain > -loss.noise) & (loss.noise > SCATTER_LEAST * np.abs(late))
+    hit &= (trailing_mean(view.noise_share, SCATTER_ROWS) > SCATTER_SHARE) & (np.abs(kept) < UNRELATED)
+    hit &= np.abs(trailing_mean(view.coherence, SCATTER_ROWS)) < SCATTER_MEAN
+    hit &= (np.nancumsum(view.work) > PROMISED * gain) & _steps_still(view) & (np.arange(len(hit)) >= SETTLED)
+    return held(hit, 10)
 
 
 def _drowned(view: View) -> tuple[int, int] | None:
@@ -111,7 +163,9 @@ def _window_mean(values: Array, window: int) -> Array:
     return np.where(trailing_mean(good.astype(float), window) == 1.0, trailing_mean(values, window), np.inf)
 
 
-def _noise(view: View, span: tuple[int, int], *, sudden: bool, random: bool = False) -> Finding:
+def _noise(
+    view: View, span: tuple[int, int], *, sudden: bool, random: bool = False, scattered: bool = False
+) -> Finding:
     record, row = view.record, span[1]
     share = float(trailing_mean(view.noise_share, ISOTROPIC_ROWS)[row])
     coherence = float(trailing_mean(view.coherence, ISOTROPIC_ROWS)[row])
@@ -123,6 +177,12 @@ def _noise(view: View, span: tuple[int, int], *, sudden: bool, random: bool = Fa
         else f"Over {WINDOW} steps the loss made no progress beyond its own noise, and successive gradients share "
         f"next to nothing (cosine {coherence:.3f})"
     )
+    if scattered and view.loss is not None:
+        since = (
+            f"After {int(record.steps[row])} steps the loss of a batch scatters by {view.loss.noise[row]:.3g} around "
+            f"{trailing_mean(record.loss, WINDOW)[row]:.4g}, more than all that was gained, and what a step does for "
+            f"its own batch it does not for the next (gradients' cosine {coherence:.3f})"
+        )
     return tell(
         record,
         "gradient_noise",
@@ -146,27 +206,36 @@ def _noise(view: View, span: tuple[int, int], *, sudden: bool, random: bool = Fa
 
 
 def label_noise(record: Record) -> Finding | None:
-    """The loss stays near its first level, calmly, and gradients agree on nothing: inputs do not tell the targets."""
+    """The loss stays near its first level, or soon reaches another and stays there: inputs do not tell the targets."""
     view = view_of(record)
-    found = _flat(view)
-    if found is None or view.loss is None:
+    if view.loss is None:
         return None
-    learned = view.loss.best < BETTER_DAYS * trailing_mean(record.loss, WINDOW)  # once: then it was there to be learned
-    span = held(found[0] & (found[1] < CALM) & ~learned, 8)
+    found, late = _flat(view), trailing_mean(record.loss, WINDOW)
+    learned = view.loss.best < BETTER_DAYS * late  # once: then it was there to be learned
+    flat = held(found[0] & (found[1] < CALM) & ~learned, 8) if found is not None else None
+    still = held(_still(view) & ~learned, 8)
+    span = min((s for s in (flat, still) if s is not None), key=lambda s: s[1], default=None)
     if span is None:
         return None
     row = span[1]
-    level = float(trailing_mean(record.loss, WINDOW)[row])
-    share = float(trailing_mean(view.noise_share, WINDOW)[row])
+    level, share = float(late[row]), float(trailing_mean(view.noise_share, WINDOW)[row])
+    seen = (
+        f"After {int(record.steps[row])} steps of ordinary size the loss stands at {level:.4g}, "
+        f"{level / view.loss.start:.0%} of the first one, and does not fall"
+    )
+    seen += (
+        f"; {share:.0%} of the squared gradient is noise and successive gradients do not agree (cosine "
+        f"{trailing_mean(view.coherence, WINDOW)[row]:.3f})."
+        if span is flat
+        else f": over the last {max(STILL_ROWS, (row + 1) // 2)} steps by less than {STILL_FALL:.1%} of the first loss."
+    )
     return tell(
         record,
         "label_noise",
         "MEDIUM",
         (0, row),
         title="targets carry next to no information",
-        seen=f"After {int(record.steps[row])} steps of ordinary size the loss stands at {level:.4g}, "
-        f"{level / view.loss.start:.0%} of the first one, and does not fall; {share:.0%} of the squared gradient is "
-        f"noise and successive gradients do not agree (cosine {trailing_mean(view.coherence, WINDOW)[row]:.3f}).",
+        seen=seen,
         meaning="Once the mean of the targets is learned, nothing in the inputs tells more about them.",
         advice="Check that inputs and targets still belong together (shuffled apart, off by one, wrong column, wrong "
         "mapping); train on ten examples: a sound set-up learns them by heart.",
