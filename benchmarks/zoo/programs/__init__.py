@@ -1,4 +1,4 @@
-"""Programs: what is trained. Development and held-out ones share neither data nor model code."""
+"""Programs: what is trained. Development and held-out ones share no model code, and no data in one form."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ from benchmarks.zoo.programs import (
     digits,
     imagery,
     languages,
+    lore,
     measures,
     photos,
+    plays,
     points,
     relations,
     signals,
@@ -15,6 +17,7 @@ from benchmarks.zoo.programs import (
     tables,
     text,
     transfer,
+    trees,
     wording,
     writing,
 )
@@ -33,6 +36,8 @@ DEVELOPMENT: tuple[Program, ...] = (
     *signals.PROGRAMS,
     *relations.PROGRAMS,
     *wording.PROGRAMS,
+    *measures.PROGRAMS,
+    *languages.PROGRAMS,
 )
-HELD_OUT: tuple[Program, ...] = (*measures.PROGRAMS, *languages.PROGRAMS)
+HELD_OUT: tuple[Program, ...] = (*lore.PROGRAMS, *trees.PROGRAMS, *plays.PROGRAMS)
 PROGRAMS: dict[str, Program] = {program.name: program for program in (*DEVELOPMENT, *HELD_OUT)}

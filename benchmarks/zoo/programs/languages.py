@@ -1,4 +1,4 @@
-"""Held-out programs on what programmers write: a text CNN, fine-tuning, a state-space regression."""
+"""Programs on what programmers write: a text CNN, fine-tuning, a state-space regression."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Held-out programs on shapes and counts: segmentation of scenes, large-margin naming of outlines, spread of sizes."""
+"""Programs on shapes and counts: segmentation of scenes, large-margin naming of outlines, spread of sizes."""
 
 from __future__ import annotations
 
