@@ -1,4 +1,8 @@
-"""The tables of the page on detection, from the file that `python -m benchmarks.zoo report --results` wrote."""
+"""The tables of the page on detection, from the files that `python -m benchmarks.zoo report --results` wrote.
+
+Held-out programs are judged when there are new ones, development programs more seldom: their figures may lie in a file
+of their own, of other rules then.
+"""
 
 from __future__ import annotations
 
@@ -20,9 +24,19 @@ NOT_YET = "not measured yet"
 Row = dict[str, Any]
 
 
+def files() -> list[Row]:
+    """What was measured, the newest first; a file that adds no part is left out."""
+    paths = (RESULT, RESULT.with_name("zoo_development.json"))
+    told = [dict(json.loads(path.read_text(encoding="utf-8"))) for path in paths if path.exists()]
+    return [file for i, file in enumerate(told) if any(p in file and all(p not in f for f in told[:i]) for p in TITLES)]
+
+
 def read() -> Row:
     """What was measured; nothing where nobody has judged yet."""
-    return dict(json.loads(RESULT.read_text(encoding="utf-8"))) if RESULT.exists() else {}
+    merged: Row = {}
+    for file in files():
+        merged = {**file, **merged}
+    return merged
 
 
 def zoo(name: str) -> Any:
@@ -72,14 +86,19 @@ def steps(value: float | None) -> str:
 
 def vetting() -> str:
     """How many runs count."""
-    told = read().get("vetting")
-    if told is None:
+    said = [
+        f"{_names(file)}: {told['counted']} of {told['judged']} judged runs count, {told['healthy_share']:.0%} of them "
+        f"healthy, on {told['programs']} programs and {len(told['programs_by_failure'])} failures."
+        for file in files()
+        if (told := file["vetting"])
+    ]
+    if not said:
         return f"How many runs count is {NOT_YET}."
-    return (
-        f"{told['counted']} of {told['judged']} judged runs count, {told['healthy_share']:.0%} of them healthy, on "
-        f"{told['programs']} programs and {len(told['programs_by_failure'])} failures. The others are left out with "
-        "their reason and their losses in the file of results."
-    )
+    return " ".join([*said, "The others are left out with their reason and their losses in the file of results."])
+
+
+def _names(file: Row) -> str:
+    return " and ".join(title for part, title in TITLES.items() if part in file).capitalize()
 
 
 def headline() -> str:
@@ -215,14 +234,15 @@ def pictures() -> str:
 
 def machine() -> str:
     """What it ran on."""
-    told = read()
-    if "environment" not in told:
-        return ""
-    env, hours = told["environment"], told["vetting"]["train_s"] / 3600
-    return (
-        f"{env['processor']}, {env['cores']} cores, Python {env['python']}, PyTorch {env['torch']}, {env['date']}, "
-        f"revision {env['revision']}. The judged runs took {hours:.1f} hours of one core to train."
-    )
+    said = []
+    for file in files():
+        env, seconds = file["environment"], file["vetting"].get("train_s")
+        trained = f" The judged runs took {seconds / 3600:.1f} hours of one core to train." if seconds else ""
+        said.append(
+            f"{_names(file)}: {env['processor']}, {env['cores']} cores, Python {env['python']}, PyTorch "
+            f"{env['torch']}, {env['date']}, revision {env['revision']}.{trained}"
+        )
+    return "\n\n".join(said)
 
 
 # -- for other pages -------------------------------------------------------------------------------------------------

@@ -184,3 +184,18 @@ def test_sources_in_the_documentation_become_links() -> None:
     assert linked("docs: theory, alignment; the floor") == "[theory: alignment](theory.md#alignment); the floor"
     assert linked("docs: diagnosis") == "[diagnosis](diagnosis.md)"
     assert "(diagnosis.md#level-shifts): six" in linked("docs: diagnosis, level shifts: six losses")
+
+
+def test_development_programs_may_have_a_file_of_their_own(zoo_tables: ModuleType) -> None:
+    zoo_tables.RESULT.write_text(json.dumps(judged("held_out")))
+    older = judged("dev") | {"environment": {**judged("dev")["environment"], "revision": "older"}}
+    zoo_tables.RESULT.with_name("zoo_development.json").write_text(json.dumps(older))
+    assert {"held_out", "dev"} <= set(zoo_tables.read())
+    assert zoo_tables.read()["environment"]["revision"] == "abc"
+    counted, ran = zoo_tables.vetting(), zoo_tables.machine()
+    assert "Held-out programs: 3 of 3" in counted
+    assert "Development programs: 3 of 3" in counted
+    assert "revision abc" in ran
+    assert "revision older" in ran
+    zoo_tables.RESULT.write_text(json.dumps(judged("dev", "held_out")))
+    assert "older" not in zoo_tables.machine()  # what was judged with the rest counts

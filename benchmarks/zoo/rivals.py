@@ -105,7 +105,7 @@ def autotrainer(record: Record, outcome: Mapping[str, Any]) -> list[Saying]:
         before = step
         if not (np.isfinite(loss[rows]).all() and value is not None and np.isfinite(record["grad_sq"][rows]).all()):
             return [saying("explode", "non_finite exploding_gradients lr_too_high", step)]
-        gone.append(1.0 - float(np.mean(loss[rows])) / start)
+        gone.append(1.0 - float(np.mean(loss[rows])) / start if start else 0.0)  # one example is no triplet
         if epoch < 0.3 * len(outcome["validations"]):
             continue
         gradient = record["grad_norm"][rows][-1][names]
