@@ -727,6 +727,16 @@ def test_a_loss_that_rises_as_the_steps_say_it_should_fall() -> None:
     silent(falling.record(), "wrong_sign")
 
 
+def test_a_loss_that_runs_away_along_steps_that_batches_fall_along() -> None:
+    def run(slope: float, pace: float = 10.0) -> Record:
+        made = Synthetic().set(loss=1.2 * np.exp(np.arange(200) / pace), overshoot=slope, coherence=0.9)
+        return made.record()
+
+    assert heard(run(-0.01), "wrong_sign").confidence == "HIGH"  # far more than foretold: a straight-through estimator
+    silent(run(0.01), "wrong_sign")  # steps that are too long
+    silent(run(-0.01, 100.0), "wrong_sign")  # a target that moves
+
+
 def test_gradients_of_ordinary_size_that_are_gone() -> None:
     run = Synthetic().set(slice(120, None), grad_sq=0.0)
     run.set(loss=2.0 + 0.01 * np.sin(np.arange(200)))
@@ -799,6 +809,15 @@ def test_a_usual_initialization_is_known() -> None:
     assert not began(1.04 * 3**-0.5, [16, 16], 2)  # two small matrices may be at it by chance
     assert began(1.04 * 3**-0.5, [16, 16], 4)
     assert not view_of(kept := Synthetic().record(layer_shapes=shape)).newly_initialised, kept  # nobody looked
+
+    def begin(gains: Any) -> bool:
+        record = Synthetic().probe(grad_zeros=0.3).set(0, start_gain=np.array(gains)).record(layer_shapes=shape)
+        return view_of(record).newly_initialised
+
+    assert begin([0.4, 0.4, 0.4, 0.16 / 6**0.5] * 2)  # residual branches begin smaller, by the depth
+    assert begin([0.4, 0.4, 0.23, 0.23] * 2)
+    assert not begin([0.4, 0.4, 0.23, 0.31] * 2)  # three sizes
+    assert not begin([0.4, 0.4, 0.23, 0.23, 0.5, 0.62, 0.7, 0.9])
 
 
 def test_contrastive_losses_have_no_known_chance() -> None:

@@ -123,7 +123,9 @@ def _began(finding: Finding) -> int:
 
 def _rank_of(finding: Finding) -> int:
     """How close to the root a failure stands; a rate too high from the first step, or set so later, is a setting."""
-    if finding.code == "lr_too_high" and (finding.first_step <= 1 or "lr_before" in finding.evidence):
+    if finding.code == "lr_too_high" and "lr_before" in finding.evidence:
+        return -2  # the step at which it was set is known; of what follows only between which probes it began
+    if finding.code == "lr_too_high" and finding.first_step <= 1:
         return 0
     if finding.code in ("unnormalised_input", "bad_init"):
         return -2  # they make the gradient steep

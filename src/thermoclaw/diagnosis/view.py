@@ -63,12 +63,24 @@ def _off_usual(gain: float, outputs: float, inputs: float, ltype: str) -> tuple[
     return min(abs(gain / scale - 1.0) for scale in scales), 1.0 / sqrt(2.0 * inputs * outputs)
 
 
-def _at_known_scales(off: Array, error: Array, scales: float) -> bool:
-    """Whether three in four are within their errors of one of so many scales, and by no chance."""
+def _off_two(size: Array, error: Array) -> Array:
+    """How far each is from the nearer of the two sizes that most have, as where residual branches begin smaller."""
+    off, rest = np.full(len(size), np.inf), np.ones(len(size), dtype=bool)
+    for _ in range(2):
+        within = np.abs(size[:, None] - size[rest]) < 3.0 * error[:, None]
+        if not within.size or within.sum(axis=0).max() < 2:
+            break
+        distance = np.abs(size - size[rest][within[rest].sum(axis=0).argmax()])
+        off, rest = np.minimum(off, distance), rest & (distance >= 3.0 * error)
+    return off
+
+
+def _at_known_scales(off: Array, error: Array, scales: float, *, share: float = 0.75) -> bool:
+    """Whether that share of them is within their errors of one of so many scales, and by no chance."""
     near = off < 3.0 * error
     off, error = off[near], error[near]
     weight = np.log(np.log(10.0) / scales / (2.5 * error)) - 0.5 * (off / error) ** 2
-    return bool(near.mean() >= 0.75 and weight.sum() > np.log(20.0))
+    return bool(near.mean() >= share and weight.sum() > np.log(20.0))
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,7 +156,7 @@ class View:
 
         Each matrix is weighed: how much likelier is its scale if it is a usual one, known to the error of a root mean
         square of so many normal numbers, than if it is anything within a factor of ten? Or all have one standard
-        deviation, whichever.
+        deviation, whichever, or one of two.
         """
         return self._at_usual_scales(np.ones(len(self.record.layers), dtype=bool), 2)
 
@@ -170,8 +182,13 @@ class View:
             return False
         if not off:
             return True
-        alike = np.abs(np.array(size) - np.median(size)) if len(size) > 3 else np.full(len(size), np.inf)
-        return _at_known_scales(np.array(off), np.array(error), 4.0) or _at_known_scales(alike, np.array(error), 1.0)
+        sizes, doubts = np.array(size), np.array(error)
+        if _at_known_scales(np.array(off), doubts, 4.0):
+            return True
+        alike = np.abs(sizes - np.median(sizes))
+        if len(size) > 3 and _at_known_scales(alike, doubts, 1.0):
+            return True
+        return len(size) > 7 and _at_known_scales(_off_two(sizes, doubts), doubts, 2.0, share=0.9)
 
     @cached_property
     def is_game(self) -> bool:

@@ -197,7 +197,8 @@ RULES: tuple[Rule, ...] = (
         sign.wrong_sign,
         "Steps that raise the loss they should lower",
         "change of the loss since the start against −Σ⟨g_t, Δ_{t−1}⟩, which the steps' slopes foretell",
-        f"−{sign.LEAST:g} to −{sign.MOST:g} times in two windows of 4, 20 or 60 steps and as a whole (clipped: any, "
+        f"−{sign.LEAST:g} to −{sign.MOST:g} times in two windows of 4, 20 or 60 steps and as a whole (or any, to "
+        f"{sign.AWAY:g} × the first loss along steps that batches fall along; clipped: any, "
         f"from ln C or to {sign.CLIPPED_FAR:g} × the first loss); HIGH at {sign.SURE_ROSE:.0%} of the first loss",
         "docs: diagnosis",
     ),
@@ -206,7 +207,8 @@ RULES: tuple[Rule, ...] = (
         growth.weight_blow_up,
         "Weights grow along themselves",
         "growth of ln ‖θ‖ a step and its share of the step",
-        f"> {growth.GROWTH:g} a step, > {growth.RADIAL:g} of the step, {growth.GROWTH_ROWS} steps; > "
+        f"> {growth.GROWTH:g} a step, > {growth.RADIAL:g} of the step, {growth.GROWTH_ROWS} steps (Lion: "
+        f"{growth.MOST_SIGNS:.0%} of the parameters); > "
         f"{growth.RADIAL_ALIKE:g} where all layers grow alike and the loss gains nothing; with a loss far below zero > "
         f"{growth.PAID_RADIAL:g}, {growth.PAID_ROWS} steps",
         "Yaida 2018; Kosson et al. 2024",

@@ -20,7 +20,7 @@ BLIND_LEVEL, BLIND_COHERENCE, BLIND_SHARE = 0.9, 0.05, 0.97
 RESTLESS, CALM = 0.07, 0.06
 BETTER_DAYS, NEAR_CHANCE = 0.8, 1.5
 STILL_LEVEL, STILL_FALL, STILL_ROWS = 0.65, 0.015, 90
-STILL_FIRST, STILL_ERROR = 0.9, 0.05
+STILL_FIRST, STILL_ERROR = 0.8, 0.05
 STEPS_STILL = 0.15  # of the highest rate
 SCATTER, SCATTER_LEAST, SCATTER_SHARE, SCATTER_MEAN, SCATTER_ROWS = 1.25, 0.25, 0.93, 0.1, 60
 UNRELATED, PROMISED = 0.05, 8.0  # of what steps promise on their own batch: what they keep on the next; over the gain
@@ -77,7 +77,7 @@ def _still(view: View) -> Mask:
     error, moved = noise * np.sqrt(2.0 / third), np.abs(early - late)
     still = (moved + 2.0 * error < STILL_FALL * first) & (late > STILL_LEVEL * first)
     calm = (error < STILL_ERROR * first) & (noise < SCATTER_LEAST * late)
-    still |= (moved < STILL_FALL * first + 2.0 * error) & calm & (late > STILL_FIRST * first)
+    still |= (moved < 2.0 * error) & calm & (late > STILL_FIRST * first)
     low = np.cumsum(view.lr <= 0.3 * np.maximum.accumulate(view.lr))
     still &= (low[rows] == low[start]) & (np.nancumsum(view.update_ratio)[SETTLED:] > FLAT_MOVES * SETTLED)
     return np.concatenate([np.zeros(SETTLED, dtype=bool), still])[: len(record)]

@@ -6,7 +6,7 @@ import numpy as np
 
 from thermoclaw.diagnosis.finding import Finding
 from thermoclaw.diagnosis.selection import tell
-from thermoclaw.diagnosis.signals import Mask, average, held, lagged, over, trailing_mean
+from thermoclaw.diagnosis.signals import Mask, average, held, lagged, over, trailing_mean, trailing_min
 from thermoclaw.diagnosis.view import View, view_of
 from thermoclaw.quantities import Array
 from thermoclaw.record import Record
@@ -17,6 +17,7 @@ FAST_ROSE, CLIPPED_ROSE, CLIPPED_FAR, SURE_ROSE = 0.3, 0.2, 5.0, 1.0  # of the f
 WINDOWS = ((4, 1), (20, 5), (60, 20))  # rows from one level to the next, and rows that make a level
 CLIPPED_WINDOW, CLIPPED_ROWS, ROWS, LINE, LINE_FAR = 20, 100, 3, 0.9, 0.8
 NEGATED_NEAR, NEGATED_ROWS, TIED_LEAST = 0.3, 3, 16
+AWAY, AWAY_GROWS, AWAY_ROWS = 20.0, 1.5, 20  # times the first loss, and in how many rows it grows by which factor
 
 
 def wrong_sign(record: Record) -> Finding | None:
@@ -30,6 +31,8 @@ def wrong_sign(record: Record) -> Finding | None:
     if not record.loss[0] > 0:
         return None
     spans = [(span, window) for window in WINDOWS if (span := held(_rises_as_foretold(record, view, *window), ROWS))]
+    away = held(_runs_away(record, view), ROWS)
+    spans += [(away, WINDOWS[1])] if away else []
     if not spans:
         return None
     (_, row), (back, mean) = min(spans, key=lambda found: found[0][1])
@@ -119,6 +122,19 @@ def _rises_as_foretold(record: Record, view: View, back: int, mean: int) -> Mask
     clipped &= _is_chance(view, first) | far
     now = up & (exact | clipped) & (row >= back + mean - 1)
     return now & np.concatenate([np.zeros(back, dtype=bool), now])[: len(now)]
+
+
+def _runs_away(record: Record, view: View) -> Mask:
+    """Where the loss has grown many times over though every batch so far falls along the step that the last took, [T].
+
+    Whatever it should have changed by: behind a straight-through estimator slopes have other sizes than the loss. With
+    steps that are too long, batches rise along them.
+    """
+    rows, level = np.arange(len(record)), trailing_min(record.loss, WINDOWS[1][1])  # an odd batch is one row
+    falls = np.nancumsum(view.overshoot < 0) > (1.0 - UPHILL) * rows
+    grows = level > AWAY_GROWS * lagged(level, AWAY_ROWS)
+    first = np.abs(record.loss[: WINDOWS[1][1]]).max()
+    return np.asarray(falls & grows & (level > AWAY * first) & (rows >= AWAY_ROWS))
 
 
 def _is_chance(view: View, first: Array) -> bool:

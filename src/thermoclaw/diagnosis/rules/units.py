@@ -14,7 +14,7 @@ SILENT, SILENT_MORE, DEAD, ENDS = 0.7, 0.4, 0.72, 0.3
 UNUSED_ROWS = 3
 GONE, LEARNED, LEARNS, LEARNS_ROWS = 0.95, 0.5, 0.8, 40
 # one layer of several that slowly falls silent is a symptom
-MANY_LAYERS, MANY_LEFT, ROSE, ROSE_ROWS, ROSE_BACK = 4, 0.85, 1.2, 5, 40
+MANY_LAYERS, MANY_LEFT, ROSE, ROSE_ROWS, ROSE_BACK = 4, 0.9, 1.2, 5, 40
 GAINS, FEW = 0.7, 0.02  # of the first loss; of the parameters
 SUDDEN, EARLY_PROBES, FEW_ZEROS, MOST, SOLVED = 4, 20, 0.6, 0.95, 1e-3
 
