@@ -538,13 +538,14 @@ def test_a_loss_that_soon_stands_still_far_from_its_first_level() -> None:
 def test_a_batch_whose_loss_scatters_more_than_was_gained() -> None:
     steps = np.arange(300)
 
-    def run(wobble: float, gained: float = 0.2, **more: Any) -> dict[str, str]:
+    def run(wobble: float, gained: float = 0.2, gain: Any = DRAWN, **more: Any) -> dict[str, str]:
         loss = 2.5 - gained * steps / 300.0 + wobble * np.random.default_rng(0).standard_normal(300)
         agreement = 0.02 + 0.1 * np.random.default_rng(1).standard_normal((300, 8))
         made = Synthetic(300).set(loss=loss, coherence=agreement, noise_share=0.97, overshoot=0.0)
-        return confidences(made.set(**more).record())
+        return confidences(made.probe(start_gain=gain, grad_zeros=0.3).set(**more).record())
 
     assert run(1.0)["gradient_noise"] == "MEDIUM"
+    assert "gradient_noise" not in run(1.0, gain=TRAINED)  # it gains little, whatever the batch
     assert "gradient_noise" not in run(0.4)
     assert "gradient_noise" not in run(1.0, gained=2.0)
     assert "gradient_noise" not in run(1.0, noise_share=0.85)

@@ -104,11 +104,12 @@ def _scattered(view: View) -> tuple[int, int] | None:
     """The loss of one batch scatters by more than was ever gained, and no step does anything for the next batch.
 
     ⟨g_t, Δ_{t−1}⟩ over −⟨g_t, Δ_t⟩ is next to 0 where batches have nothing in common that steps follow, far below 0
-    where momentum carries what they share, and as far above where steps are too long for the curvature.
+    where momentum carries what they share, and as far above where steps are too long for the curvature. A trained
+    model gains little, however its batches scatter.
     """
     record, loss = view.record, view.loss
     first = average(record.loss[:10]) if loss is not None else 0.0
-    if loss is None or first <= 0:
+    if loss is None or first <= 0 or not view.matrices_are_new:
         return None
     late = trailing_mean(record.loss, WINDOW)
     gain = first - late
