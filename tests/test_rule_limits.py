@@ -575,3 +575,18 @@ def test_a_rate_that_was_set_comes_before_what_probes_saw_begin() -> None:
     assert [finding.code for finding in rank([seen, jump])] == ["lr_too_high", "underflow"]
     before = replace(seen, first_step=jump.first_step - 40)
     assert rank([before, jump])[0].code == "underflow"
+
+
+def test_one_loud_layer_does_not_hide_steps_that_no_longer_follow() -> None:
+    random = np.random.default_rng(0)
+
+    def run(after: float, odd: float = 1.0) -> dict[str, str]:
+        made = Synthetic().set(loss=2.0 + 0.02 * random.standard_normal(200))
+        made.set(slice(120, None), alignment=after + 0.02 * random.standard_normal((80, 8)))
+        made.set(layers=0, grad_sq=1e4, alignment=0.05 + 0.1 * random.standard_normal(200))  # it speaks for all
+        made.columns["grad_sq"][118:121] *= odd**2
+        return confidences(made.record())
+
+    assert run(0.0)["incoherent_update"] == "HIGH"
+    assert "incoherent_update" not in run(0.25)
+    assert "incoherent_update" not in run(0.0, odd=10.0)  # momentum remembers

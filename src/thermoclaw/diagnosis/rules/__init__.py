@@ -225,7 +225,7 @@ RULES: tuple[Rule, ...] = (
         "incoherent_update",
         direction.incoherent_update,
         "Steps that do not follow the gradient",
-        "cos(−g, Δ) against its own past",
+        "cos(−g, Δ) against its own past, of all weights together or in a typical layer",
         f"below {direction.LOST_SHARE:g} of it for {direction.LOST_ROWS} steps",
         "Molybog et al. 2023 (arXiv 2304.09871)",
     ),

@@ -7,8 +7,18 @@ import numpy as np
 from thermoclaw.diagnosis.finding import Finding, describe_layers
 from thermoclaw.diagnosis.remedies import Remedy
 from thermoclaw.diagnosis.selection import chosen, tell
-from thermoclaw.diagnosis.signals import held, lagged, largest, over, trailing_mean, trailing_median, weighted_median
-from thermoclaw.diagnosis.view import view_of
+from thermoclaw.diagnosis.signals import (
+    Mask,
+    held,
+    lagged,
+    largest,
+    over,
+    trailing_max,
+    trailing_mean,
+    trailing_median,
+    weighted_median,
+)
+from thermoclaw.diagnosis.view import View, view_of
 from thermoclaw.quantities import Array
 from thermoclaw.record import Record
 
@@ -17,6 +27,8 @@ LOST_BEFORE, LOST_SHARE, LOST_SIGMA, LOST_BETA = 0.15, 0.4, 4.0, 0.95
 LOST_SIGMA_CLEAR, LOST_BEFORE_CLEAR, LOST_STALLS_CLEAR = 7.0, 0.1, 0.75
 LOST_ROWS, LOST_BEFORE_ROWS, LOST_FROM, LOST_LEVEL, LOST_STALLS = 10, 25, 50, 0.05, 0.85
 LOST_MEMORY, LOST_RATE, LOST_AT_ONCE, LOST_FADED = 60, 1.0, 0.75, 0.2
+LOST_ODD, LOST_ODD_ROWS = 4.0, 30  # gradients that momentum remembers
+LOST_LONGER, LOST_LONGER_CLEAR = 2.0, 3.0  # steps that are so much longer than before are another matter
 
 
 def second_moment_lag(record: Record) -> Finding | None:
@@ -63,28 +75,22 @@ def incoherent_update(record: Record) -> Finding | None:
     view = view_of(record)
     if len(record) < 30 or largest(record["momentum"]) > LOST_BETA:
         return None
-    now, error = _mean_and_error(view.own_slope, LOST_ROWS)
-    mean, wide = _mean_and_error(view.own_slope, LOST_BEFORE_ROWS)
-    usual, spread = lagged(mean, LOST_ROWS), np.hypot(error, lagged(wide, LOST_ROWS))
-    spread = spread * lagged(_inflation(view.own_slope), LOST_ROWS)
-    clear = usual - now > LOST_SIGMA_CLEAR * spread
-    lost = (usual > np.where(clear, LOST_BEFORE_CLEAR, LOST_BEFORE)) & (now < LOST_SHARE * usual)
-    lost &= usual - now > LOST_SIGMA * spread
-    lost &= lagged(trailing_mean(view.own_slope, LOST_ROWS // 2), LOST_ROWS) > LOST_AT_ONCE * usual
-    lost &= np.arange(len(record)) >= LOST_FROM
-    lost &= (np.abs(view.radial_share) < 0.5) & (view.update > 0)
+    still = np.arange(len(record)) >= LOST_FROM
+    still &= (np.abs(view.radial_share) < 0.5) & (view.update > 0)
     with np.errstate(divide="ignore", invalid="ignore"):
-        lost &= np.abs(np.log(view.lr / lagged(view.lr, LOST_ROWS + LOST_BEFORE_ROWS))) < LOST_RATE
-    lost &= view.update < 2.0 * lagged(trailing_median(view.update, 20), LOST_ROWS)
-    faded = trailing_median(view.grad, LOST_ROWS) < LOST_FADED * lagged(trailing_median(view.grad, 20), LOST_ROWS)
-    lost &= ~faded  # momentum steps on where a gradient has gone
-    if view.loss is not None:
-        lost &= ~(view.loss.smooth < LOST_LEVEL * view.loss.start)
-        stalls = np.where(clear, LOST_STALLS_CLEAR, LOST_STALLS)
-        lost &= view.loss.smooth > stalls * lagged(view.loss.smooth, LOST_ROWS + 5)  # little is gained
-    span = held(lost, 2)
-    if span is None:
+        still &= np.abs(np.log(view.lr / lagged(view.lr, LOST_ROWS + LOST_BEFORE_ROWS))) < LOST_RATE
+    size = lagged(trailing_median(view.grad, 20), LOST_ROWS)
+    still &= ~(trailing_median(view.grad, LOST_ROWS) < LOST_FADED * size)  # momentum steps on where a gradient has gone
+    odd = trailing_max(view.grad, LOST_ODD_ROWS) > LOST_ODD * lagged(trailing_median(view.grad, 20), LOST_ODD_ROWS)
+    # of all weights together, or in a typical layer, where one loud layer drowns the others
+    found = [
+        (span, told)
+        for cosine, surely in ((view.own_slope, False), (view.alignment, True))
+        if (span := held((told := _lost(view, cosine, surely=surely))[0] & still & ~(odd & surely), 2)) is not None
+    ]
+    if not found:
         return None
+    span, (_, usual, now, error) = min(found, key=lambda one: one[0][1])
     row = span[1]
     start = max(span[0] - LOST_ROWS + 1, 0)
     return tell(
@@ -102,6 +108,25 @@ def incoherent_update(record: Record) -> Finding | None:
         source="Molybog et al. 2023 (arXiv 2304.09871); alignment, docs: theory",
         evidence={"alignment": float(now[row]), "alignment_before": float(usual[row])},
     )
+
+
+def _lost(view: View, cosine: Array, *, surely: bool) -> tuple[Mask, Array, Array, Array]:
+    """Where it fell at once and little is gained since; and what it was, what it is now, and its error, [T] each."""
+    now, error = _mean_and_error(cosine, LOST_ROWS)
+    mean, wide = _mean_and_error(cosine, LOST_BEFORE_ROWS)
+    usual, spread = lagged(mean, LOST_ROWS), np.hypot(error, lagged(wide, LOST_ROWS))
+    spread = spread * lagged(_inflation(cosine), LOST_ROWS)
+    clear = usual - now > LOST_SIGMA_CLEAR * spread
+    lost = (usual > np.where(clear, LOST_BEFORE_CLEAR, LOST_BEFORE)) & (now < LOST_SHARE * usual)
+    lost &= clear if surely else usual - now > LOST_SIGMA * spread
+    lost &= lagged(trailing_mean(cosine, LOST_ROWS // 2), LOST_ROWS) > LOST_AT_ONCE * usual
+    longest = LOST_LONGER_CLEAR if surely else LOST_LONGER
+    lost &= view.update < longest * lagged(trailing_median(view.update, 20), LOST_ROWS)
+    if view.loss is not None:
+        lost &= ~(view.loss.smooth < LOST_LEVEL * view.loss.start)
+        stalls = np.where(clear, LOST_STALLS_CLEAR, LOST_STALLS)
+        lost &= view.loss.smooth > stalls * lagged(view.loss.smooth, LOST_ROWS + 5)  # little is gained
+    return np.asarray(lost), usual, now, error
 
 
 def _inflation(values: Array) -> Array:
