@@ -533,6 +533,7 @@ def test_a_loss_that_soon_stands_still_far_from_its_first_level() -> None:
     assert "label_noise" not in run(0.75, update_sq=(10.0 * 1e-4) ** 2)
     fallen = np.where(steps < 40, 1e-3, 1e-4)[:, None]
     assert "label_noise" not in run(0.75, lr=fallen)
+    assert "label_noise" not in run(0.75, lr=1e-3 * (1.0 + steps / 100.0)[:, None])  # a warm-up that goes on
 
 
 def test_a_batch_whose_loss_scatters_more_than_was_gained() -> None:

@@ -78,7 +78,7 @@ def _still(view: View) -> Mask:
     still = (moved + 2.0 * error < STILL_FALL * first) & (late > STILL_LEVEL * first)
     calm = (error < STILL_ERROR * first) & (noise < SCATTER_LEAST * late)
     still |= (moved < 2.0 * error) & calm & (late > STILL_FIRST * first)
-    low = np.cumsum(view.lr <= 0.3 * np.maximum.accumulate(view.lr))
+    low = np.cumsum((view.lr <= 0.3 * np.maximum.accumulate(view.lr)) | view.rate_rises)  # in a warm-up many rest
     still &= (low[rows] == low[start]) & (np.nancumsum(view.update_ratio)[SETTLED:] > FLAT_MOVES * SETTLED)
     return np.concatenate([np.zeros(SETTLED, dtype=bool), still])[: len(record)]
 
