@@ -732,7 +732,10 @@ def test_a_loss_that_runs_away_along_steps_that_batches_fall_along() -> None:
         made = Synthetic().set(loss=1.2 * np.exp(np.arange(200) / pace), overshoot=slope, coherence=0.9)
         return made.record()
 
-    assert heard(run(-0.01), "wrong_sign").confidence == "HIGH"  # far more than foretold: a straight-through estimator
+    told = heard(run(-0.01), "wrong_sign")  # far more than foretold: a straight-through estimator
+    assert told.confidence == "HIGH"
+    assert "slopes are of another size" in told.seen
+    assert "clipped" not in told.seen
     silent(run(0.01), "wrong_sign")  # steps that are too long
     silent(run(-0.01, 100.0), "wrong_sign")  # a target that moves
 

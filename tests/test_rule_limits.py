@@ -33,6 +33,7 @@ def test_a_dead_layer_of_a_model_that_learns_is_for_information() -> None:
 
     assert run(1, 0.0)["dead_units"] == "LOW"
     assert run(1, 0.6, 0.9)["dead_units"] == "HIGH"
+    assert run(1, 0.6, 0.88)["dead_units"] == "LOW"
     assert run(1, 0.6)["dead_units"] == "LOW"  # one of several layers, not quite gone, and the loss is no worse for it
     assert run(1, 0.6, rises=2.0)["dead_units"] == "HIGH"
     told = {
@@ -564,6 +565,7 @@ def test_steps_of_signs_lengthen_the_weights_that_they_agree_on() -> None:
 
     assert run("AdamW", 1)["weight_blow_up"] == "HIGH"
     assert run("Lion", 2)["weight_blow_up"] == "HIGH"
+    assert "weight_blow_up" not in run("PagedLion8bit", 1)
     assert "weight_blow_up" not in run("Lion", 1)
 
 

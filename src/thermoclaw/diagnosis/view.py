@@ -111,6 +111,11 @@ class View:
         )
 
     @cached_property
+    def is_signed(self) -> bool:
+        """Whether a step is the sign of a mean gradient, of one size in every weight."""
+        return any(word in self.record.optimizer.lower() for word in ("lion", "signsgd", "signum"))
+
+    @cached_property
     def sizes(self) -> Array:
         """Parameters of each layer, [L]."""
         return np.array([max(layer.num_params, 1) for layer in self.record.layers], dtype=float)

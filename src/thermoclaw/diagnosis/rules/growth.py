@@ -17,7 +17,6 @@ RADIAL_ALIKE, ASKED_ALIKE, ALIKE_LAYERS, ALIKE = 0.6, 0.35, 4, 0.15
 ALIKE_ROWS, ALIKE_GAIN, ALIKE_MOMENTUM = 30, 0.02, 0.96
 MOST_OF_ALL, MOST_SIGNS = 0.4, 0.8  # of the parameters; where steps are signs, which lengthen what they agree on
 GROWTH_UNEVEN = 0.12  # spread of the growth from step to step over its mean
-SIGNS = ("Lion", "SignSGD", "Signum")
 
 
 def weight_blow_up(record: Record) -> Finding | None:
@@ -93,7 +92,7 @@ def _unasked(view: View) -> Finding | None:
     asked = trailing_mean(np.nan_to_num(record["alignment"]), GROWTH_ROWS)
     hit &= asked < np.where(alike, ASKED_ALIKE, GROWTH_ASKED)  # no gradient asks for it
     hit &= ~(record["momentum"] > GROWTH_MOMENTUM)  # there it is the sum of a thousand steps that grows
-    most = MOST_SIGNS if record.optimizer in SIGNS else MOST_OF_ALL
+    most = MOST_SIGNS if view.is_signed else MOST_OF_ALL
     span = held((hit * weight).sum(axis=1) > most * max(weight.sum(), 1.0), 3)
     if span is None:
         return None

@@ -38,7 +38,10 @@ def wrong_sign(record: Record) -> Finding | None:
     (_, row), (back, mean) = min(spans, key=lambda found: found[0][1])
     level, foretold = _levels(record, view, back, mean)
     rose, slopes = level[row] - level[mean - 1], foretold[row] - foretold[mean - 1]
-    clipped = rose > -MOST * slopes
+    why = ""
+    if rose > -MOST * slopes:
+        cause = "gradients were clipped" if view.is_clipped(back)[row] else "slopes are of another size than the loss"
+        why = f" ({cause}, so only the sign counts)"
     maximizes = any(group.get("maximize") for group in view.groups)
     return tell(
         record,
@@ -48,8 +51,7 @@ def wrong_sign(record: Record) -> Finding | None:
         title="the steps raise the loss that they should lower",
         seen=f"The loss rose from {level[mean - 1]:.4g} to {level[row]:.4g}, by {rose:.3g}, while the gradients met "
         f"along the steps say that it should have changed by {slopes:.3g}: {rose / slopes:.2f} times as much, where 1 "
-        "is a loss that is being minimized"
-        + (" (gradients were clipped, so only the sign counts)." if clipped else "."),
+        f"is a loss that is being minimized{why}.",
         meaning="The optimizer does what it is told, and it is told the opposite: somewhere a sign is turned between "
         "the loss that is shown and the gradient that is used.",
         advice=(
