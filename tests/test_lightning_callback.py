@@ -639,7 +639,7 @@ def test_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
 
 
 @pytest.mark.parametrize(
-    ("arguments", "steps"), [(["--epochs", "2"], 60), (["--lr", "0.1", "--early-stop", "HIGH"], 8)]
+    ("arguments", "steps"), [(["--epochs", "2"], 60), (["--lr", "0.1", "--early-stop", "HIGH"], 16)]
 )
 def test_the_example_runs(arguments: list[str], steps: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("sklearn")

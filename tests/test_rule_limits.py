@@ -514,6 +514,29 @@ def test_first_steps_that_rewrite_tables(tables: int, told: bool) -> None:
     assert ("lr_too_high" in confidences(replace(record, layers=layers))) == told
 
 
+def test_first_steps_that_rewrite_weights_and_learn() -> None:
+    def run(later: float = 2.5, steps: int = 200, **more: Any) -> dict[str, str]:
+        made = Synthetic(steps).set(slice(0, 8), update_sq=9.0).set(loss=2.5 + 0.01 * np.sin(np.arange(steps)))
+        made.set(slice(10, None), loss=later).set(**more)
+        return confidences(made.probe(start_gain=1.0, grad_zeros=0.3).record())
+
+    assert run()["lr_too_high"] == "HIGH"
+    assert "lr_too_high" not in run(later=1.2)  # RMSprop's first steps are its longest
+    assert "lr_too_high" not in run(steps=12)  # too soon to tell
+    assert run(steps=12, later=np.nan)["lr_too_high"] == "HIGH"
+
+
+def test_first_steps_that_rewrite_what_began_too_small() -> None:
+    def run(gain: float) -> dict[str, str]:
+        norm = gain * np.sqrt(4096.0 / 64.0)  # of rows of 64 inputs
+        made = Synthetic().set(slice(0, 10), param_sq=norm**2).set(slice(0, 10), update_sq=(0.4 * norm) ** 2)
+        made.set(loss=2.5 + 0.01 * np.sin(STEPS)).probe(start_gain=gain, grad_zeros=0.3)
+        return confidences(made.record())
+
+    assert run(3**-0.5)["lr_too_high"] == "HIGH"
+    assert "lr_too_high" not in run(0.1)  # GPT's 0.02 in a narrow layer: there is nothing to lose
+
+
 def test_a_loss_that_soon_stands_still_far_from_its_first_level() -> None:
     steps = np.arange(300)
 

@@ -15,6 +15,7 @@ from thermoclaw.diagnosis.rules import (
     decay,
     depth,
     direction,
+    first_steps,
     generalization,
     growth,
     initial,
@@ -321,7 +322,7 @@ RULES: tuple[Rule, ...] = (
         f"update_ratio > {learning_rate.LR_UPDATE_RATIO}, coherence < {learning_rate.LR_COHERENCE}, overshoot in > "
         f"{learning_rate.LR_OVERSHOOT_SHARE:.0%} of steps, sigma × {learning_rate.LR_SIGMA_GROWTH:g}: two of them; "
         f"loss × {learning_rate.LR_EXPLODED:g}; distance > {learning_rate.LR_THROWN:g}‖θ₀‖ with a "
-        f"loss spike × {learning_rate.LR_THROWN_SPIKE:g} within {learning_rate.LR_THROWN_STEPS} steps, or with no gain "
+        f"loss spike × {learning_rate.LR_THROWN_SPIKE:g} within {first_steps.LR_THROWN_STEPS} steps, or with no gain "
         f"after step 40",
         "Cohen et al. 2022 (arXiv 2207.14484); Karpathy 2019",
     ),

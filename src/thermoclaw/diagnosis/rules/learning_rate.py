@@ -8,8 +8,7 @@ import numpy as np
 
 from thermoclaw.diagnosis.finding import Finding
 from thermoclaw.diagnosis.remedies import Remedy
-from thermoclaw.diagnosis.rules.outputs import attention_logit_growth
-from thermoclaw.diagnosis.rules.underflow import all_zero
+from thermoclaw.diagnosis.rules.first_steps import LR_DECAYED, LR_THROWN_STEPS, is_deep, rewritten, sharpened
 from thermoclaw.diagnosis.selection import tell, two_digits
 from thermoclaw.diagnosis.signals import (
     LossView,
@@ -18,15 +17,13 @@ from thermoclaw.diagnosis.signals import (
     held,
     lagged,
     largest,
-    lower_quartile,
     median_over,
-    middle,
     trailing_max,
     trailing_mean,
     trailing_min,
     weights_of,
 )
-from thermoclaw.diagnosis.view import View, view_of
+from thermoclaw.diagnosis.view import view_of
 from thermoclaw.quantities import Array
 from thermoclaw.record import Record
 
@@ -34,33 +31,30 @@ LR_UPDATE_RATIO = 0.02
 LR_COHERENCE = -0.1
 LR_OVERSHOOT_SHARE = 0.7
 LR_SIGMA_GROWTH = 10.0
-LR_THROWN, LR_THROWN_STEPS, LR_THROWN_SPIKE = 2.0, 20, 1.2
+LR_THROWN, LR_THROWN_SPIKE = 2.0, 1.2
 LR_STALLED_GAIN, LR_STALLED_STEP = 0.1, 100
 LR_EXPLODED, LR_BURST_ROWS = 5.0, 20
 LR_DESCENDS, LR_AGREES = 0.1, 0.5
-LR_SHARPENED = 0.05  # of attention layers' norm in a step
-LR_DECAYED = 0.3  # share of the step
 LR_GAINED, LR_BACK = 0.3, 0.95
 LR_STILL_HIGH, LR_FAR = 0.1, 100.0  # of the rise of the mean; of the first loss
 LR_JUMP, LR_JUMP_ROWS = 3.0, 60
-LR_FIRST, LR_FIRST_ROWS, LR_FIRST_FELL, LR_FIRST_ROSE, LR_DEEP = 0.2, 8, 0.8, 1.1, 3
 
 
 def lr_too_high(record: Record) -> Finding | None:
     """The steps are too long: the loss explodes, is thrown away at the start, or is lost later."""
     loss = LossView.of(record)
     if loss is None:  # none was told, or it broke within five steps
-        return _rewritten(record) if np.isfinite(record.loss[:1]).any() else None
+        return rewritten(record) if np.isfinite(record.loss[:1]).any() else None
     jump = _after_a_jump(record)
     if jump is not None:
         return jump
-    rewritten = _rewritten(record)
-    if rewritten is not None:
-        return rewritten
+    at_once = rewritten(record)
+    if at_once is not None:
+        return at_once
     burst, lost = _burst(record, loss), loss.lost() & (np.arange(len(record)) >= 10)
     thrown, stalled = _thrown(record, loss), _stalled(record, loss)
     if not (burst | lost | thrown | stalled).any():
-        return _sharpened(record)
+        return sharpened(record)
     signs = _StepSigns.of(record)
     burst, lost = burst & ~signs.descends, lost & ~signs.descends & _still_high(record, loss)
     for kind, confidence, condition, rows in (
@@ -74,83 +68,7 @@ def lr_too_high(record: Record) -> Finding | None:
         span = held(condition, rows)
         if span is not None:
             return _lr_finding(record, loss, signs, kind, confidence, span)
-    return _sharpened(record)
-
-
-def _sharpened(record: Record) -> Finding | None:
-    """The first steps, a large part of the weights each, made attention far sharper than it began."""
-    found, view = attention_logit_growth(record), view_of(record)
-    if found is None or not view.fresh or found.first_step > record.steps[0]:
-        return None
-    attention = np.asarray(np.isfinite(view.optional("attention_gain")).any(axis=0))
-    ratio = middle(median_over(record["update_ratio"][:LR_THROWN_STEPS], attention))
-    if not ratio > LR_SHARPENED:
-        return None
-    lr = largest(view.lr[:LR_THROWN_STEPS])
-    value = two_digits(lr * 3e-3 / ratio)
-    row = int(np.searchsorted(record.steps, found.raised_step))
-    return tell(
-        record,
-        "lr_too_high",
-        "HIGH",
-        (0, row),
-        mask=attention,
-        title="the first steps sharpen attention",
-        seen=f"In the first {LR_THROWN_STEPS} steps a step changed attention layers by {ratio:.1%} of their norm, at a "
-        f"learning rate of {lr:.3g}; by step {found.raised_step} the largest singular value of W_Qᵀ·W_K had risen "
-        f"{found.evidence['growth']:.0f}×.",
-        meaning="Attention that is nearly one-hot passes next to no gradient on: what it looks at was decided before "
-        "anything was learned.",
-        advice=f"Lower the learning rate from {lr:.3g} to about {value:.2g} (steps of 0.3 % of the weights), or warm "
-        "it up over the first hundred steps, and start again.",
-        source="Wortsman et al. 2023 (arXiv 2309.14322): logits grow with the learning rate; Karpathy 2019",
-        evidence={"update_ratio": ratio, "lr": lr, "growth": found.evidence["growth"]},
-        remedy=Remedy("lr", value, lr),
-    )
-
-
-def _rewritten(record: Record) -> Finding | None:
-    """The very first steps are as long as the weights themselves."""
-    view = view_of(record)
-    if not view.fresh or len(record) < 5 or view.big.sum() < 2:  # a single layer goes where it wants at once
-        return None
-    norm = np.maximum.accumulate(np.nan_to_num(record["param_norm"][:LR_FIRST_ROWS]), axis=0)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        ratio = lower_quartile(record["update_norm"][:LR_FIRST_ROWS] / norm, view.big & view.began_with_weights)
-    decayed = np.nan_to_num(median_over(decay_pull(record)[:LR_FIRST_ROWS], view.big))
-    ratio = np.where(decayed < LR_DECAYED, ratio, -np.inf)  # decay shrinks the weights by itself, whatever the gradient
-    rewrites = not _is_deep(view) or "adagrad" in record.optimizer.lower()  # Adagrad begins with its longest steps
-    least = LR_FIRST_ROSE if rewrites else LR_FIRST_FELL
-    fell = middle(record.loss[3:LR_FIRST_ROWS]) < least * record.loss[0]
-    fell &= all_zero(view) is None  # to where no gradient is left
-    if fell or np.count_nonzero(ratio > LR_FIRST) < 2:  # a single one may be somebody else's write
-        return None
-    worst, row = largest(ratio), min(LR_FIRST_ROWS, len(record)) - 1
-    at = int(np.nanargmax(ratio))
-    value = two_digits(float(view.lr[at]) * 3e-3 / worst)
-    lr = largest(view.lr)  # it may have been warming up
-    return tell(
-        record,
-        "lr_too_high",
-        "HIGH",
-        (0, row),
-        title="the first steps rewrite the weights",
-        seen=f"Step {int(record.steps[at])} moved three in four layers by {worst:.0%} of their norm and more, at "
-        f"a learning rate of {view.lr[at]:.3g}.",
-        meaning="What the initialization (or the pre-training) put there is gone before anything is learned; the run "
-        "goes on from random large weights.",
-        advice=f"Lower the learning rate from {lr:.3g} to about {value:.2g} (steps of 0.3 % of the weights), or warm "
-        "it up over the first hundred steps, and start again.",
-        source="Karpathy 2019: an update ratio of about 1e-3 is usual; docs: diagnosis",
-        evidence={"update_ratio": worst, "lr": lr},
-        remedy=Remedy("lr", value, lr),
-    )
-
-
-def _is_deep(view: View) -> bool:
-    """Whether there is depth to lose: shallow models rewrite their weights, and tables alone begin at any size."""
-    big = weights_of(view.record)
-    return int(big.sum()) >= LR_DEEP and int((big & ~view.tables).sum()) >= LR_DEEP - 1
+    return sharpened(record)
 
 
 def _after_a_jump(record: Record) -> Finding | None:
@@ -253,7 +171,7 @@ def _burst(record: Record, loss: LossView) -> Mask:
 def _thrown_far(record: Record) -> bool:
     """Whether the first steps of a fresh run moved the weights by a multiple of their own norm."""
     first = record["step"] <= LR_THROWN_STEPS
-    if int(record.steps[0]) != 1 or not _is_deep(view_of(record)):
+    if int(record.steps[0]) != 1 or not is_deep(view_of(record)):
         return False
     with np.errstate(divide="ignore", invalid="ignore"):
         distance = np.sqrt(record["distance"][first] / record["param_sq"][:1])
