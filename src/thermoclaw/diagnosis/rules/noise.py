@@ -7,21 +7,28 @@ import numpy as np
 from thermoclaw.diagnosis.finding import Finding
 from thermoclaw.diagnosis.rules.pace import CLIP_ROWS
 from thermoclaw.diagnosis.selection import tell
-from thermoclaw.diagnosis.signals import Mask, average, held, lagged, median_over, over, trailing_mean
+from thermoclaw.diagnosis.signals import Mask, average, held, lagged, median_over, over, trailing_max, trailing_mean
 from thermoclaw.diagnosis.view import View, view_of
 from thermoclaw.quantities import Array
 from thermoclaw.record import Record
 
-WINDOW, SETTLED = 40, 110
+WINDOW, SETTLED = 40, 90
 ISOTROPIC, ISOTROPIC_BEFORE, ISOTROPIC_ROWS = 0.03, 0.06, 15
 FLAT_LEVEL, FLAT_COHERENCE, FLAT_SHARE = 0.8, 0.1, 0.85
 FLAT_MOVES, CHANCE = 1.2e-3, 0.97
 BLIND_LEVEL, BLIND_COHERENCE, BLIND_SHARE = 0.9, 0.05, 0.97
 RESTLESS, CALM = 0.07, 0.06
 BETTER_DAYS, NEAR_CHANCE = 0.8, 1.5
-STILL_LEVEL, STILL_FALL, STILL_ROWS = 0.65, 0.015, 90
+STILL_LEVEL, STILL_FALL, STILL_ROWS = 0.65, 0.015, 70
 STILL_FIRST, STILL_ERROR = 0.8, 0.05
 STEPS_STILL = 0.15  # of the highest rate
+AGREES, AGREE_ERRORS, AGREE_LEAST, AGREE_SHARE, AGREE_ROWS = (
+    0.3,
+    2.5,
+    0.025,
+    0.9,
+    60,
+)  # on average, successive gradients
 SCATTER, SCATTER_LEAST, SCATTER_SHARE, SCATTER_MEAN, SCATTER_ROWS = 1.25, 0.25, 0.93, 0.1, 60
 UNRELATED, PROMISED = 0.05, 8.0  # of what steps promise on their own batch: what they keep on the next; over the gain
 RANDOM_SIZE, RANDOM_COSINE, RANDOM_MEAN, RANDOM_SHARE, RANDOM_ROWS = 200, 2.2, 0.02, 0.9, 10
@@ -89,7 +96,7 @@ def gradient_noise(record: Record) -> Finding | None:
     found = _flat(view)
     # A restless loss may chase targets that move with the model, as in Q-learning, or be a sum that passes ln C.
     known = np.isfinite(view.chance) and average(view.record.loss[:10]) < NEAR_CHANCE * view.chance
-    span = held(found[0] & (found[1] > RESTLESS), 8) if found is not None and known else None
+    span = held(found[0] & (found[1] > RESTLESS) & ~_agree(view), 8) if found is not None and known else None
     random = _random(view)
     drowned = random or _drowned(view)
     if drowned is not None and (span is None or drowned[0] < span[0]):
@@ -116,7 +123,7 @@ def _scattered(view: View) -> tuple[int, int] | None:
     kept = over(trailing_mean(view.overshoot, SCATTER_ROWS), trailing_mean(view.work, SCATTER_ROWS))
     hit = (loss.noise > SCATTER * gain) & (gain > -loss.noise) & (loss.noise > SCATTER_LEAST * np.abs(late))
     hit &= (trailing_mean(view.noise_share, SCATTER_ROWS) > SCATTER_SHARE) & (np.abs(kept) < UNRELATED)
-    hit &= np.abs(trailing_mean(view.coherence, SCATTER_ROWS)) < SCATTER_MEAN
+    hit &= (np.abs(trailing_mean(view.coherence, SCATTER_ROWS)) < SCATTER_MEAN) & ~_agree(view)
     hit &= (np.nancumsum(view.work) > PROMISED * gain) & _steps_still(view) & (np.arange(len(hit)) >= SETTLED)
     return held(hit, 10)
 
@@ -151,6 +158,20 @@ def _random(view: View) -> tuple[int, int] | None:
     size = np.sqrt(median_over(_window_mean(square, WINDOW), dense))
     span = held(hit & (size < RANDOM_COSINE), RANDOM_ROWS)
     return None if span is None else (max(span[0] - WINDOW, 0), span[1])
+
+
+def _agree(view: View) -> Mask:
+    """Where successive gradients agree on average, by more than chance or by much: noise hides something, [T].
+
+    Where they are not noisy, small batches agree on what all examples share, a bias that swings, and that says nothing.
+    """
+    mean = trailing_mean(view.coherence, AGREE_ROWS)
+    error = np.sqrt(np.maximum(trailing_mean(view.coherence**2, AGREE_ROWS) - mean**2, 0.0) / AGREE_ROWS)
+    noisy = trailing_mean(view.noise_share, AGREE_ROWS) > AGREE_SHARE
+    lately = (
+        trailing_max((noisy & (mean > np.maximum(AGREE_ERRORS * error, AGREE_LEAST))).astype(float), AGREE_ROWS) > 0
+    )
+    return np.asarray((mean > AGREES) | lately)
 
 
 def _steps_still(view: View) -> Mask:
@@ -213,8 +234,9 @@ def label_noise(record: Record) -> Finding | None:
         return None
     found, late = _flat(view), trailing_mean(record.loss, WINDOW)
     learned = view.loss.best < BETTER_DAYS * late  # once: then it was there to be learned
-    flat = held(found[0] & (found[1] < CALM) & ~learned, 8) if found is not None else None
-    still = held(_still(view) & ~learned, 8)
+    nothing = ~learned & ~_agree(view)
+    flat = held(found[0] & (found[1] < CALM) & nothing, 8) if found is not None else None
+    still = held(_still(view) & nothing, 8)
     span = min((s for s in (flat, still) if s is not None), key=lambda s: s[1], default=None)
     if span is None:
         return None

@@ -18,7 +18,8 @@ LOW_UPDATE, LOW_PACE, LOW_PACE_HIGH = 2e-4, 3.0, 25.0
 LOW_ROWS_TRAINED, LOW_UPDATE_TRAINED = 100, 1e-4  # a model that was trained before is moved with care
 LOW_TINY, LOW_REACH_TINY = 2e-5, -0.2  # such steps are too short whatever the noise
 LATE_ROWS, LATE_UPDATE, LATE_GAIN, LATE_REACH, LATE_PACE = 100, 6e-4, 0.01, -0.25, 10.0  # nothing gained for long
-SHORT_REACH, SHORT_UPDATE, SHORT_LEFT, SHORT_ROWS = -0.75, 1.5e-4, 0.7, 100  # of a model that is new
+SHORT_REACH, SHORT_UPDATE, SHORT_ROWS = -0.75, 1.5e-4, 40  # of a model that is new
+SHORT_LEFT, SHORT_PACE = 0.7, 3e-3  # of the first loss; what may be gained of it in a step
 NOWHERE_PATH, NOWHERE_ROWS = 0.01, 150  # all steps together
 LOW_TARGET = 3e-3  # update ratio that the advice aims at: between fine-tuning and small models from scratch
 CLIPPED_UPDATE, CLIPPED_GAIN = 6e-4, 0.15
@@ -63,13 +64,13 @@ def _crawling(view: View, *, update: float = LOW_UPDATE, gain: float = LOW_GAIN)
 
 
 def _never_curves(view: View, ratio: Array, first: float) -> Mask:
-    """Where a new model has made a hundred steps, each far within the region in which its gradient holds, [T]."""
+    """Where a new model has made many steps, each far within the region in which its gradient holds, [T]."""
     if not view.newly_initialised:
         return np.zeros(len(ratio), dtype=bool)  # a model that was trained before may be meant to move slowly
+    left = np.maximum(SHORT_LEFT, 1.0 - SHORT_PACE * view.record["step"])
     short = (view.reach < SHORT_REACH) & (ratio < SHORT_UPDATE) & ~view.rate_rises
-    short &= (trailing_mean(view.record.loss, 20) > SHORT_LEFT * first) & (
-        view.lr > 0.3 * np.maximum.accumulate(view.lr)
-    )
+    short &= trailing_mean(view.record.loss, 20) > left * first
+    short &= view.lr > 0.3 * np.maximum.accumulate(view.lr)
     return np.asarray(
         short & (trailing_mean(short.astype(float), SHORT_ROWS) > 0.97) & (np.arange(len(short)) >= SHORT_ROWS)
     )
@@ -171,7 +172,7 @@ def _below_epsilon(view: View) -> Finding | None:
 
 
 def _always_straight(view: View) -> Mask:
-    """Where a new model under SGD has made a hundred steps, tiny by their bound, that never left the straight line."""
+    """Where a new model under SGD has made many steps, tiny by their bound, that never left the straight line."""
     ratio = trailing_mean(view.update_ratio, 20)
     short = (view.reach < SHORT_REACH) & (ratio < STRAIGHT_UPDATE) & (view.grad < STRAIGHT_BOUND)
     always = (trailing_mean(short.astype(float), SHORT_ROWS) > 0.97) & view.newly_initialised
