@@ -51,7 +51,7 @@ def said(code: str = "", step: int = 112) -> dict[str, Any]:
 def judged(*parts: str) -> dict[str, Any]:
     """Three runs a part: one healthy and accused, one named rightly, one called lr_too_low in error."""
     outcomes, verdicts = {}, {}
-    for part, program in (("dev", "mlp"), ("held_out", "decoder")):
+    for part, program in (("dev", "mlp"), ("held_out", "slider")):
         if part in parts:
             faulty = {"healthy": None, "rate_jumps": "lr_too_high", "decay_too_high": "lr_too_low"}
             for fault, answer in faulty.items():

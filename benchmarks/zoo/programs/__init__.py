@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from benchmarks.zoo.programs import (
+    choices,
     digits,
     imagery,
     languages,
@@ -12,6 +13,8 @@ from benchmarks.zoo.programs import (
     plays,
     points,
     relations,
+    scenes,
+    series,
     signals,
     source,
     tables,
@@ -38,6 +41,9 @@ DEVELOPMENT: tuple[Program, ...] = (
     *wording.PROGRAMS,
     *measures.PROGRAMS,
     *languages.PROGRAMS,
+    *lore.PROGRAMS,
+    *trees.PROGRAMS,
+    *plays.PROGRAMS,
 )
-HELD_OUT: tuple[Program, ...] = (*lore.PROGRAMS, *trees.PROGRAMS, *plays.PROGRAMS)
+HELD_OUT: tuple[Program, ...] = (*series.PROGRAMS, *scenes.PROGRAMS, *choices.PROGRAMS)
 PROGRAMS: dict[str, Program] = {program.name: program for program in (*DEVELOPMENT, *HELD_OUT)}
