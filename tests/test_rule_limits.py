@@ -564,6 +564,31 @@ def test_a_loss_that_soon_stands_still_far_from_its_first_level() -> None:
     assert "label_noise" not in run(0.75, noise_share=0.95, coherence=noisy / 3.0 + 0.05)  # little in much noise
 
 
+def test_gradients_that_fade_while_the_loss_stands_still_above_its_mean() -> None:
+    def run(level: float, fades: float = 10.0) -> Record:
+        loss = 2.5 * (level + (1.0 - level) * np.exp(-STEPS / 5.0)) + 0.01 * np.sin(STEPS)
+        size = 0.1 * fades ** (np.arange(8.0) - 7.0)  # each layer's is a tenth of the next one's
+        made = Synthetic(optimizer="Adam").set(loss=loss, grad_sq=size**2).probe(start_gain=DRAWN, grad_zeros=0.3)
+        return made.record()
+
+    assert heard(run(0.75), "vanishing_gradients").explains == ("label_noise",)
+    silent(run(0.3), "vanishing_gradients")  # Adam's steps do not depend on the size of gradients
+    silent(run(0.75, fades=2.0), "vanishing_gradients")
+
+
+def test_outputs_that_begin_far_too_large() -> None:
+    def run(fall: float, gradient: float, gain: Any = DRAWN) -> dict[str, str]:
+        loss = 1e4 / fall * (1.0 + (fall - 1.0) * np.exp(-STEPS / 2.0))
+        made = Synthetic(optimizer="Adam").set(loss=loss).set(0, grad_sq=gradient**2)
+        return confidences(made.probe(start_gain=gain, grad_zeros=0.3).record())
+
+    steep = 20.0 * 1e4 / 10.0  # ‖g‖‖θ‖ is twenty times the loss
+    assert run(300.0, steep)["exploding_gradients"] == "MEDIUM"
+    assert "exploding_gradients" not in run(50.0, steep)
+    assert "exploding_gradients" not in run(300.0, steep / 10.0)  # a simple problem, solved at once
+    assert "exploding_gradients" not in run(300.0, steep, gain=TRAINED)
+
+
 def test_a_short_run_on_shuffled_targets() -> None:
     loss = 2.5 * (0.75 + 0.25 * np.exp(-np.arange(100) / 5.0))
     run = Synthetic(100).set(loss=loss, coherence=0.2, noise_share=0.5).probe(start_gain=DRAWN, grad_zeros=0.3)

@@ -13,8 +13,8 @@ from thermoclaw.diagnosis.finding import Finding
 from thermoclaw.diagnosis.rules import (
     accumulation,
     decay,
-    depth,
     direction,
+    exploding,
     first_steps,
     generalization,
     growth,
@@ -37,6 +37,7 @@ from thermoclaw.diagnosis.rules import (
     underflow,
     units,
     values,
+    vanishing,
 )
 from thermoclaw.record import Record
 
@@ -337,22 +338,23 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "exploding_gradients",
-        depth.exploding_gradients,
+        exploding.exploding_gradients,
         "Gradients grow with depth or with time",
         "root mean square gradient of first against last layers; growth of the norm; ‖g‖‖θ‖ over the loss at the start",
-        f"× {depth.EXPLODE_RATIO:g} while the loss makes no progress; ‖g‖‖θ‖ > {depth.STEEP:g} L and the loss jumps, "
-        f"or > {depth.STEEP_CALM:g} L in a new model",
+        f"× {exploding.EXPLODE_RATIO:g} while the loss makes no progress; ‖g‖‖θ‖ > {exploding.STEEP:g} L and the loss "
+        f"jumps, or > {exploding.STEEP_CALM:g} L in a new model, or > {exploding.OFF_STEEP:g} L where "
+        f"{exploding.OFF_ROWS} steps leave 1/{exploding.OFF_FALL:g} of the loss",
         "AutoTrainer (ICSE 2021)",
     ),
     Rule(
         "vanishing_gradients",
-        depth.vanishing_gradients,
+        vanishing.vanishing_gradients,
         "Early layers get no gradient; or all have lost it, and the loss is as high as ever",
         "root mean square gradient of first against last layers; gradient norm against its largest",
-        f"ratio < {depth.VANISH_RATIO:g} for {depth.VANISH_ROWS} steps, HIGH < {depth.VANISH_HIGH:g}; norm < "
-        f"{depth.GONE:g} for {depth.GONE_ROWS} steps, HIGH < {depth.GONE_HIGH:g}; under SGD rms < {depth.NEVER_SIZE:g} "
-        f"since the first step; of a new model that learns nothing < {depth.BRANCH_RATIO:g} of the loudest layer's in "
-        f"{depth.BRANCH_SHARE:.0%} of the layers",
+        f"ratio < {vanishing.VANISH_RATIO:g} for {vanishing.VANISH_ROWS} steps, HIGH < {vanishing.VANISH_HIGH:g}; norm "
+        f"< {vanishing.GONE:g} for {vanishing.GONE_ROWS} steps, HIGH < {vanishing.GONE_HIGH:g}; under SGD rms < "
+        f"{vanishing.NEVER_SIZE:g} since the first step; of a new model that learns nothing < "
+        f"{vanishing.BRANCH_RATIO:g} of the loudest layer's in {vanishing.BRANCH_SHARE:.0%} of the layers",
         "AutoTrainer (ICSE 2021)",
     ),
     Rule(

@@ -65,7 +65,7 @@ def _flat(view: View) -> tuple[Mask, Array] | None:
         return np.asarray(where), loss.noise / np.abs(late)
 
 
-def _still(view: View) -> Mask:
+def rests_high(view: View) -> Mask:
     """Where the loss of a new model, still high, has not moved for half of the run at full steps, [T].
 
     Thirds of that half are compared: means of many steps tell a fall of one percent of the first loss from none. A
@@ -82,12 +82,12 @@ def _still(view: View) -> Mask:
     early, late = (total[start + third] - total[start]) / third, (total[rows + 1] - total[rows + 1 - third]) / third
     noise = loss.noise[SETTLED:]
     error, moved = noise * np.sqrt(2.0 / third), np.abs(early - late)
-    still = (moved + 2.0 * error < STILL_FALL * first) & (late > STILL_LEVEL * first)
+    rests = (moved + 2.0 * error < STILL_FALL * first) & (late > STILL_LEVEL * first)
     calm = (error < STILL_ERROR * first) & (noise < SCATTER_LEAST * late)
-    still |= (moved < 2.0 * error) & calm & (late > STILL_FIRST * first)
+    rests |= (moved < 2.0 * error) & calm & (late > STILL_FIRST * first)
     low = np.cumsum((view.lr <= 0.3 * np.maximum.accumulate(view.lr)) | view.rate_rises)  # in a warm-up many rest
-    still &= (low[rows] == low[start]) & (np.nancumsum(view.update_ratio)[SETTLED:] > FLAT_MOVES * SETTLED)
-    return np.concatenate([np.zeros(SETTLED, dtype=bool), still])[: len(record)]
+    rests &= (low[rows] == low[start]) & (np.nancumsum(view.update_ratio)[SETTLED:] > FLAT_MOVES * SETTLED)
+    return np.concatenate([np.zeros(SETTLED, dtype=bool), rests])[: len(record)]
 
 
 def gradient_noise(record: Record) -> Finding | None:
@@ -236,8 +236,8 @@ def label_noise(record: Record) -> Finding | None:
     learned = view.loss.best < BETTER_DAYS * late  # once: then it was there to be learned
     nothing = ~learned & ~_agree(view)
     flat = held(found[0] & (found[1] < CALM) & nothing, 8) if found is not None else None
-    still = held(_still(view) & nothing, 8)
-    span = min((s for s in (flat, still) if s is not None), key=lambda s: s[1], default=None)
+    rests = held(rests_high(view) & nothing, 8)
+    span = min((s for s in (flat, rests) if s is not None), key=lambda s: s[1], default=None)
     if span is None:
         return None
     row = span[1]

@@ -1,20 +1,18 @@
-"""Gradients that fade or grow on their way through the layers."""
+"""Gradients that fade on their way through the layers, or with time."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from thermoclaw.diagnosis.finding import Finding, describe_layers
-from thermoclaw.diagnosis.rules.initial import GAIN_LARGE, GAIN_SMALL
-from thermoclaw.diagnosis.selection import chosen, names_of, tell, two_digits
+from thermoclaw.diagnosis.rules.noise import rests_high
+from thermoclaw.diagnosis.selection import chosen, names_of, tell
 from thermoclaw.diagnosis.signals import (
     Mask,
     average,
-    first_known,
     held,
     largest,
     median_over,
-    middle,
     trailing_mean,
     weights_of,
 )
@@ -28,12 +26,9 @@ GONE, GONE_HIGH, GONE_KEEPS, GONE_LOST, GONE_ROWS = 1e-2, 1e-3, 0.9, 3.0, 30
 BRANCH_LAYERS, BRANCH_RATIO, BRANCH_SHARE, BRANCH_FADES, BRANCH_FROM = 6, 1e-6, 0.4, 200.0, 60
 ONE_DROP = 0.5  # of the whole, in logarithms
 NEVER_SIZE, NEVER_MOVES, NEVER_RATE, NEVER_ROWS = 1e-8, 1e-8, 1e-5, 40
-EXPLODE_RATIO, BLOWN = 70.0, 100.0
-STEEP, STEEP_CALM, STEEP_TRAINED, ALREADY = 24.0, 45.0, 1000.0, 0.5
-STEEP_HIGH, STEEP_CALM_HIGH, STEEP_USUAL = 30.0, 300.0, 4.0
 
 
-def _depth_profile(record: Record) -> tuple[Mask, Array] | None:
+def depth_profile(record: Record) -> tuple[Mask, Array] | None:
     """Weight layers in order of depth and the root mean square of their gradients, [T, n]."""
     if len(record) < 20:
         return None
@@ -147,7 +142,7 @@ def _never_any(record: Record) -> Finding | None:
 
 
 def _early_layers(record: Record) -> Finding | None:
-    profile = _depth_profile(record)
+    profile = depth_profile(record)
     if profile is None:
         return None
     mask, rms = profile
@@ -160,7 +155,9 @@ def _early_layers(record: Record) -> Finding | None:
         for which in (np.arange(rms.shape[1]) < quarter, np.arange(rms.shape[1]) >= rms.shape[1] - quarter)
     )
     if view_of(record).is_unit_size:  # its steps do not follow the gradient: where they are alike, nothing is lost
-        alive &= ~(moved > VANISH_MOVES * ends) | ((ratio < VANISH_STUCK) & _stuck(record))
+        alive &= ~(moved > VANISH_MOVES * ends) | (
+            (ratio < VANISH_STUCK) & (_stuck(record) | rests_high(view_of(record)))
+        )
     alive &= _fades(rms)
     span = held(alive & (ratio < VANISH_RATIO), VANISH_ROWS)
     if span is None:
@@ -198,91 +195,3 @@ def _fades(rms: Array) -> Mask:
     with np.errstate(divide="ignore"):
         size = np.log(np.maximum(trailing_mean(rms, 10), 1e-45))
     return np.asarray(np.diff(size, axis=1).max(axis=1) < ONE_DROP * (size[:, -1] - size[:, 0]))
-
-
-def exploding_gradients(record: Record) -> Finding | None:
-    """Gradients grow from layer to layer, or from step to step, out of all proportion."""
-    profile = _depth_profile(record)
-    blast = _blast(record)
-    loss = view_of(record).loss
-    if blast is not None or profile is None or loss is None:
-        return blast
-    mask, rms = profile
-    quarter = max(rms.shape[1] // 4, 1)
-    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        ratio = np.median(rms[:, :quarter], axis=1) / np.median(rms[:, -quarter:], axis=1)
-        total = np.sqrt(np.nansum(record["grad_sq"], axis=1))
-        growth = trailing_mean(total, 5) / max(float(np.median(total[:10])), 1e-300)
-    bad = loss.lost() | loss.stuck()
-    bad &= ~view_of(record).rate_rises  # in a warm-up no loss falls
-    span = held(((ratio > EXPLODE_RATIO) | (growth > EXPLODE_RATIO)) & bad, 10)
-    if span is None:
-        return None
-    start, row = span
-    by_depth = ratio[row] > EXPLODE_RATIO
-    seen = (
-        f"The first layers' gradient is {ratio[row]:.0f}× the last layers' per weight"
-        if by_depth
-        else f"The gradient norm grew {growth[row]:.0f}× over its first steps"
-    )
-    norm = float(np.median(total[:10])) if not by_depth else 1.0
-    return Finding(
-        code="exploding_gradients",
-        confidence="HIGH" if max(ratio[row], growth[row]) > 10 * EXPLODE_RATIO else "MEDIUM",
-        title="exploding gradients",
-        seen=f"{seen}, and the loss makes no progress.",
-        meaning="Each layer, or each step, multiplies the gradient; a few of them dominate every update.",
-        advice=f"Clip the gradient norm (at about {two_digits(norm):.2g}), lower the learning rate, or normalize "
-        "between layers.",
-        source="AutoTrainer (Zhang et al., ICSE 2021): ratio above 70",
-        first_step=int(record.steps[start]),
-        raised_step=int(record.steps[row]),
-        layers=names_of(record, mask) if by_depth else (),
-        evidence={"gradient_ratio": float(ratio[row]), "gradient_growth": float(growth[row])},
-    )
-
-
-def _was_never_trained(record: Record) -> bool:
-    """Whether a small loss is no merit: all is as it was drawn, or some weights are at no scale that training finds."""
-    view = view_of(record)
-    gain = first_known(view.optional("start_gain"))[view.big]
-    return view.newly_initialised or bool(((gain > GAIN_LARGE) | ((gain > 0) & (gain < GAIN_SMALL))).any())
-
-
-def _first_loss(record: Record) -> float:
-    """The loss at first; one alone may be small by chance, but not by orders of magnitude."""
-    most, one = largest(record.loss[:3]), float(record.loss[0])
-    return one if most > BLOWN * one > 0 or not np.isfinite(record.loss[:3]).all() else most
-
-
-def _blast(record: Record) -> Finding | None:
-    """The untouched model's loss changes by a multiple of itself with a hundredth of its weights."""
-    view = view_of(record)
-    first = _first_loss(record) if view.fresh and len(record) >= 3 else np.nan
-    if not first > 0:
-        return None
-    with np.errstate(over="ignore"):
-        start = np.sqrt(np.abs(record["param_sq"][0] - record["distance"][0]))  # about ‖θ₀‖
-        steep = middle((record["grad_norm"][0] * start / first)[view.big])
-    soon = record.loss[2:4]
-    if (record.loss[:4] <= 0).any() or first < ALREADY * view.chance < np.inf:
-        return None  # a margin that is reached, a loss without a natural zero, a model that has learned before
-    calm = bool(np.isfinite(soon).all()) and bool((np.abs(np.log(np.abs(soon) / first + 1e-300)) < np.log(3.0)).all())
-    if not steep > (STEEP if not calm else STEEP_CALM if _was_never_trained(record) else STEEP_TRAINED):
-        return None
-    norm = two_digits(float(view.grad[0]) * STEEP_USUAL / steep)
-    return tell(
-        record,
-        "exploding_gradients",
-        "HIGH" if steep > (STEEP_CALM_HIGH if calm else STEEP_HIGH) else "MEDIUM",
-        (0, 2),
-        title="exploding gradients at the start",
-        seen=f"Before anything was learned, ‖g‖‖θ‖ of a typical layer is {steep:,.0f} times the loss: a change of its "
-        f"weights by one part in {steep:,.0f} changes the loss by as much as itself. Usual is 0.1 to {STEEP_USUAL:g}.",
-        meaning="The model multiplies its signal, and with it the gradient, from layer to layer.",
-        advice="Normalize between layers, use residual connections, start with smaller weights (gain near 1; spectral "
-        f"radius near 1 for recurrences), check the scale of the inputs, and clip the gradient norm near {norm:.2g}.",
-        source="He et al. 2015 (arXiv 1502.01852); Pascanu et al. 2013 (arXiv 1211.5063); ⟨g, θ⟩ = kL for a loss "
-        "homogeneous of degree k",
-        evidence={"steepness": steep, "loss": first, "grad_norm": float(view.grad[0])},
-    )
