@@ -537,12 +537,15 @@ def test_several_processes(tmp_path: Path) -> None:
     assert outputs.RECORD_FILE in main[2]["files"]
 
 
-@pytest.mark.slow
-@needs_shards
-@pytest.mark.skipif(
+needs_fsdp2 = pytest.mark.skipif(
     "fsdp_version" not in inspect.signature(FullyShardedDataParallelPlugin).parameters,
     reason="this Accelerate has no FSDP2",
 )
+
+
+@pytest.mark.slow
+@needs_shards
+@needs_fsdp2
 def test_accelerates_own_fsdp2(tmp_path: Path) -> None:
     """Its plugin shards and maps the optimizer's parameters: all processes see the run of one, and nothing changes."""
     calls = [(accelerate_programs.run, "plugin", str(tmp_path / f"{on}"), on) for on in (True, False)]
@@ -553,3 +556,29 @@ def test_accelerates_own_fsdp2(tmp_path: Path) -> None:
     assert (main["logged"], other["logged"]) == ([10, 20, 24], [])
     assert outputs.RECORD_FILE in main["files"]
     assert other["files"] == []
+
+
+@pytest.mark.slow
+@needs_shards
+@needs_fsdp2
+def test_accelerates_own_fsdp2_resumed(tmp_path: Path) -> None:
+    """`save_state` and `load_state` on shards: the run goes on as if it had not stopped."""
+    calls = [(accelerate_programs.run, "plugin", str(tmp_path / f"{on}"), on, 10) for on in (True, False)]
+    (main, alone), (other, _) = answers_of(calls)
+    for found in (main, other):
+        assert_is_the_plain_run(found)
+    assert_bitwise(main["weights"], alone["weights"])
+
+
+@pytest.mark.slow
+@needs_shards
+@needs_fsdp2
+def test_accelerates_own_fsdp2_in_mixed_precision(tmp_path: Path) -> None:
+    """Sharded parameters are float32 and computed with in bfloat16; what is measured is the float32 step."""
+    calls = [(accelerate_programs.run, "plugin", str(tmp_path / f"{on}"), on, None, "bf16") for on in (True, False)]
+    (main, alone), (other, _) = answers_of(calls)
+    assert_bitwise(main["weights"], alone["weights"])
+    want = programs.plain(torch.float64)
+    for found in (main, other):
+        assert found["columns"]["layers"] == want["layers"]
+        np.testing.assert_allclose(found["columns"]["update_sq"], want["update_sq"], rtol=0.2)

@@ -214,6 +214,27 @@ def test_an_optimizer_made_anew_is_told_of(caplog: pytest.LogCaptureFixture) -> 
     assert "Observer(model, optimizer)" in told[0]
 
 
+@pytest.mark.parametrize("kind", [torch.optim.AdamW, torch.optim.SGD])
+def test_a_step_that_a_checkpoint_makes_for_the_state_is_none(kind: Any) -> None:
+    """torch.distributed.checkpoint steps an optimizer without a state, on zero gradients at a rate of zero."""
+    from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
+
+    model, other = mlp(4, 8, 4), mlp(4, 8, 4)
+    optimizer, its = kind(model.parameters(), lr=0.01), kind(other.parameters(), lr=0.01)
+    observer = Observer(model, optimizer, strict=True)
+    set_optimizer_state_dict(model, optimizer, get_optimizer_state_dict(other, its))
+    for _ in range(3):
+        optimizer.zero_grad()
+        loss = model(torch.randn(8, 4)).square().mean()
+        loss.backward()
+        optimizer.step()
+        observer.step(loss=loss)
+    record = observer.record()
+    assert record.steps.tolist() == [1, 2, 3]
+    assert np.isfinite(record.loss).all()
+    assert (record["grad_sq"] > 0).all()
+
+
 @pytest.mark.parametrize("end", ["failed", "closed"])
 def test_weights_that_move_when_nothing_is_measured_any_more_are_no_strangers(
     end: str, caplog: pytest.LogCaptureFixture
