@@ -358,6 +358,33 @@ def test_the_first_layer_tells_the_size_of_its_inputs(backend: str) -> None:
     assert np.isnan(scale[0, 1])
 
 
+def test_positions_of_a_container_are_not_its_first_layer() -> None:
+    class Patches(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.position = nn.Parameter(torch.zeros(1, 8))
+            self.patch, self.head = nn.Linear(16, 8), nn.Linear(8, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(self.patch(x) + self.position)
+
+    model = Patches()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    observer = Observer(model, optimizer, strict=True)
+    x = 40.0 * torch.randn(1, 16)
+    model(x).square().sum().backward()
+    optimizer.step()
+    observer.step()
+    scale = dict(zip(observer.layer_names(), observer.record()["input_scale"][0], strict=True))
+    assert scale["patch"] == pytest.approx(float(x.square().mean().sqrt()), rel=1e-5)
+    assert np.isnan([scale["head"], scale["(root)"]]).all()
+
+
+def test_a_cell_takes_more_than_one_product() -> None:
+    model = nn.Sequential(nn.MultiheadAttention(8, 2), nn.Linear(8, 3))
+    assert survey(model).entry is None
+
+
 @pytest.mark.parametrize("bias", [True, False])
 def test_a_cross_entropy_does_not_push_all_outputs_together(bias: bool, backend: str) -> None:
     for push, want in ((0.0, 0.0), (1e4, 1.0)):

@@ -728,9 +728,10 @@ def test_a_loss_that_rises_as_the_steps_say_it_should_fall() -> None:
 
 
 def test_a_loss_that_runs_away_along_steps_that_batches_fall_along() -> None:
-    def run(slope: float, pace: float = 10.0) -> Record:
-        made = Synthetic().set(loss=1.2 * np.exp(np.arange(200) / pace), overshoot=slope, coherence=0.9)
-        return made.record()
+    def run(slope: float, pace: float = 10.0, learned: float = 0.0) -> Record:
+        loss = 1.2 * np.exp((np.arange(200) - 60 * (learned > 0)) / pace)
+        made = Synthetic().set(loss=np.maximum(loss, 1.2 - learned), overshoot=slope, coherence=0.9)
+        return made.set(slice(0, 10), loss=1.2).record()
 
     told = heard(run(-0.01), "wrong_sign")  # far more than foretold: a straight-through estimator
     assert told.confidence == "HIGH"
@@ -738,6 +739,8 @@ def test_a_loss_that_runs_away_along_steps_that_batches_fall_along() -> None:
     assert "clipped" not in told.seen
     silent(run(0.01), "wrong_sign")  # steps that are too long
     silent(run(-0.01, 100.0), "wrong_sign")  # a target that moves
+    heard(run(-0.01, learned=0.1), "wrong_sign")
+    silent(run(-0.01, learned=0.6), "wrong_sign")  # the loss was learned before
 
 
 def test_gradients_of_ordinary_size_that_are_gone() -> None:

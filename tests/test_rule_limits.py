@@ -585,6 +585,7 @@ def test_outputs_that_begin_far_too_large() -> None:
     steep = 20.0 * 1e4 / 10.0  # ‖g‖‖θ‖ is twenty times the loss
     assert run(300.0, steep)["exploding_gradients"] == "MEDIUM"
     assert "exploding_gradients" not in run(50.0, steep)
+    assert "exploding_gradients" not in run(1e5, steep)  # solved: a margin, a few examples
     assert "exploding_gradients" not in run(300.0, steep / 10.0)  # a simple problem, solved at once
     assert "exploding_gradients" not in run(300.0, steep, gain=TRAINED)
 

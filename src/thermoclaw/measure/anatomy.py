@@ -125,10 +125,17 @@ def _ends(model: nn.Module) -> tuple[tuple[int, ...] | None, tuple[int, ...] | N
         if weight is not None and not isinstance(weight, UninitializedParameter) and weight.dim() > 1:
             ids = (id(weight),) if bias is None else (id(weight), id(bias))
             maps.append(ids if sheet_of(weight, module).is_watched else None)
-        elif any(p.dim() > 1 for p in own.values() if not isinstance(p, UninitializedParameter)):
+        elif any(_maps(name, p, module) for name, p in own.items()):
             maps.append(None)  # a recurrent cell, say, whose inputs and outputs are more than one product
     first, last = (maps[0], maps[-1]) if maps else (None, None)
     return first if first is not None and len(first) == 2 else None, last
+
+
+def _maps(name: str, p: Tensor, module: nn.Module) -> bool:
+    """Whether a parameter is a matrix that is applied to something, and not positions that a container adds."""
+    if isinstance(p, UninitializedParameter) or p.dim() < 2:
+        return False
+    return "weight" in name or next(module.children(), None) is None
 
 
 def _is_transposed(module: nn.Module | None) -> bool:

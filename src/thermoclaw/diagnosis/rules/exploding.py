@@ -15,7 +15,7 @@ from thermoclaw.record import Record
 EXPLODE_RATIO, BLOWN = 70.0, 100.0
 STEEP, STEEP_CALM, STEEP_TRAINED, ALREADY = 24.0, 45.0, 1000.0, 0.5
 STEEP_HIGH, STEEP_CALM_HIGH, STEEP_USUAL = 30.0, 300.0, 4.0
-OFF_STEEP, OFF_FALL, OFF_ROWS = 8.0, 150.0, 20
+OFF_STEEP, OFF_FALL, OFF_SOLVED, OFF_ROWS = 8.0, 150.0, 3000.0, 20
 
 
 def exploding_gradients(record: Record) -> Finding | None:
@@ -72,7 +72,7 @@ def _far_off(record: Record) -> Finding | None:
     if not first > 0 or not view.fresh or not view.newly_initialised:
         return None
     left, steep = middle(record.loss[OFF_ROWS - 5 : OFF_ROWS]), _steepness(record, first)
-    if not (0 < left < first / OFF_FALL and steep > OFF_STEEP):
+    if not (first / OFF_SOLVED < left < first / OFF_FALL and steep > OFF_STEEP):
         return None
     return tell(
         record,

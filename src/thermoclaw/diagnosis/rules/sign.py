@@ -18,6 +18,7 @@ WINDOWS = ((4, 1), (20, 5), (60, 20))  # rows from one level to the next, and ro
 CLIPPED_WINDOW, CLIPPED_ROWS, ROWS, LINE, LINE_FAR = 20, 100, 3, 0.9, 0.8
 NEGATED_NEAR, NEGATED_ROWS, TIED_LEAST = 0.3, 3, 16
 AWAY, AWAY_GROWS, AWAY_ROWS = 20.0, 1.5, 20  # times the first loss, and in how many rows it grows by which factor
+AWAY_FELL = 0.3  # of the first loss, before
 
 
 def wrong_sign(record: Record) -> Finding | None:
@@ -130,13 +131,14 @@ def _runs_away(record: Record, view: View) -> Mask:
     """Where the loss has grown many times over though every batch so far falls along the step that the last took, [T].
 
     Whatever it should have changed by: behind a straight-through estimator slopes have other sizes than the loss. With
-    steps that are too long, batches rise along them.
+    steps that are too long, batches rise along them; and what turned later had learned before.
     """
     rows, level = np.arange(len(record)), trailing_min(record.loss, WINDOWS[1][1])  # an odd batch is one row
     falls = np.nancumsum(view.overshoot < 0) > (1.0 - UPHILL) * rows
     grows = level > AWAY_GROWS * lagged(level, AWAY_ROWS)
-    first = np.abs(record.loss[: WINDOWS[1][1]]).max()
-    return np.asarray(falls & grows & (level > AWAY * first) & (rows >= AWAY_ROWS))
+    first = np.abs(record.loss[: WINDOWS[1][1]])
+    never_fell = np.fmin.accumulate(trailing_mean(record.loss, WINDOWS[1][1])) > (1.0 - AWAY_FELL) * np.median(first)
+    return np.asarray(falls & grows & never_fell & (level > AWAY * first.max()) & (rows >= AWAY_ROWS))
 
 
 def _is_chance(view: View, first: Array) -> bool:
