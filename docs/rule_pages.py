@@ -162,11 +162,11 @@ def level_shift() -> str:
     """What the test for a new level costs in false alarms where losses are exchangeable."""
     from thermoclaw.diagnosis.rules.jumps import AFTER, BEFORE
 
-    ways = comb(BEFORE + AFTER, AFTER)
+    ways = comb(BEFORE + AFTER, AFTER)  # of choosing the ranks of the last ones; one before may stand among the top
     return (
         f"If the last {AFTER} losses and the {BEFORE} before them came from one distribution in any order, all {AFTER} "
-        f"would lie above all {BEFORE} in one of C({BEFORE + AFTER}, {AFTER}) = {ways:,} windows, whatever that "
-        "distribution is."
+        f"would lie above all {BEFORE} but one in {AFTER + 1} of C({BEFORE + AFTER}, {AFTER}) = {ways:,} windows, one "
+        f"in {ways // (AFTER + 1):,}, whatever that distribution is."
     )
 
 

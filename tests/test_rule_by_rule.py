@@ -422,6 +422,10 @@ def test_a_spike_of_the_loss_and_a_shift() -> None:
     shifted.loss[120:] += 1.5
     finding = heard(shifted.record(), "distribution_shift")
     assert (finding.first_step, finding.raised_step) == (121, 126)
+    shifted.loss[110] += 3.0  # one odd batch before
+    assert heard(shifted.record(), "distribution_shift").first_step == 121
+    shifted.loss[112] += 3.0
+    silent(shifted.record(), "distribution_shift")
     silent(
         Synthetic().set(slice(119, 121), update_sq=4.0).set(slice(120, None), loss=3.0).record(), "distribution_shift"
     )

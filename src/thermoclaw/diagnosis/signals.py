@@ -43,6 +43,13 @@ def trailing_median(values: Array, window: int) -> Array:
     return np.asarray(np.median(np.lib.stride_tricks.sliding_window_view(padded, window), axis=-1))
 
 
+def trailing_second(values: Array, window: int) -> Array:
+    """The largest but one of the last `window` rows, [T]; NaN until there are so many, and where any of them is."""
+    padded = np.concatenate([np.full(window - 1, np.nan), values])
+    rows = np.lib.stride_tricks.sliding_window_view(padded, window)
+    return np.asarray(np.where(np.isnan(rows).any(axis=1), np.nan, np.partition(rows, window - 2, axis=1)[:, -2]))
+
+
 def trailing_min(values: Array, window: int) -> Array:
     """Minimum over the last `window` rows along axis 0; NaN where any of them is."""
     padded = np.concatenate([np.full((window - 1, *values.shape[1:]), np.inf), values])

@@ -235,7 +235,7 @@ RULES: tuple[Rule, ...] = (
         "distribution_shift",
         jumps.distribution_shift,
         "The data changed",
-        "six losses above all of the twenty before, after an ordinary step",
+        "six losses above all but one of the twenty before, after an ordinary step",
         f"> {jumps.SHIFT:g} spreads, HIGH > {jumps.SHIFT_HIGH:g}",
         "docs: diagnosis",
     ),

@@ -7,7 +7,16 @@ import numpy as np
 from thermoclaw.diagnosis.finding import Finding
 from thermoclaw.diagnosis.remedies import Remedy
 from thermoclaw.diagnosis.selection import tell, two_digits
-from thermoclaw.diagnosis.signals import Mask, held, lagged, trailing_max, trailing_mean, trailing_median, trailing_min
+from thermoclaw.diagnosis.signals import (
+    Mask,
+    held,
+    lagged,
+    trailing_max,
+    trailing_mean,
+    trailing_median,
+    trailing_min,
+    trailing_second,
+)
 from thermoclaw.diagnosis.view import View, view_of
 from thermoclaw.quantities import Array
 from thermoclaw.record import Record
@@ -22,13 +31,13 @@ USUAL_STEP, USUAL_RATE = 3.0, 1.5
 
 
 def level_shift(view: View) -> Array:
-    """How far the last six losses all lie above all of the twenty before them, in spreads of those, [T].
+    """How far the last six losses all lie above all but one of the twenty before them, in spreads of those, [T].
 
     The spread is 1.48 × the median absolute deviation, and at least a thousandth of the first loss.
     """
     values = view.record.loss
     low = trailing_min(values, AFTER)
-    high = lagged(trailing_max(values, BEFORE), AFTER)
+    high = lagged(trailing_second(values, BEFORE), AFTER)  # one odd batch says nothing
     spread = 1.48 * lagged(trailing_median(np.abs(values - trailing_median(values, BEFORE)), BEFORE), AFTER)
     start = abs(view.loss.start) if view.loss is not None else 0.0
     told = (low - high) / (spread + 1e-3 * start + 1e-300)
@@ -56,12 +65,17 @@ def distribution_shift(record: Record) -> Finding | None:
     sudden = _suddenness(view)
     for row in rows.tolist():
         at = row - AFTER + 1
-        if not usual[at] or sudden[row] <= 0.5 or _swings(view, at) or _meant(record, at):
+        if not usual[at] or sudden[row] <= 0.5 or _swings(view, at) or _meant(record, at) or _rose(record.loss[:at]):
             continue
         high = np.median(record.loss[at : row + 1]) > SHIFT_LEVEL * abs(view.loss.start)  # not a ripple near its end
         if high and not _falls_back(record.loss[at : row + 1]):
             return _shift(view, at, row, float(size[row]))
     return None
+
+
+def _rose(values: Array) -> bool:
+    """Whether the last loss already stood above all of those before it: then it began there."""
+    return bool(values[-1] > values[-1 - BEFORE : -1].max())
 
 
 def _swings(view: View, at: int) -> bool:
@@ -120,7 +134,7 @@ def _shift(view: View, at: int, row: int, size: float) -> Finding:
         "augmentation or tokenizer, label mapping, shuffling, normalization; go back to the checkpoint before it once "
         "that is mended. Where the change is meant, a curriculum or a new loss term, tell it beforehand: "
         "observer.note_event('data').",
-        source="docs: diagnosis, level shifts: six losses above all of the twenty before, after an ordinary step",
+        source="docs: diagnosis, level shifts: six losses above all but one of the twenty before, after a usual step",
         evidence={"loss_before": before, "loss_after": now, "gradient_change": grown, "shift": size},
     )
 
