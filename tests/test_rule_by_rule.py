@@ -842,6 +842,10 @@ def test_contrastive_losses_have_no_known_chance() -> None:
 def test_a_small_model_may_learn_to_attend_fast() -> None:
     gains = np.concatenate([np.full(20, 2.0), np.linspace(4, 24, 4), np.full(26, 24.0)])
     silent(Synthetic().probe(attention_gain=gains).record(), "attention_logit_growth")
+    longer = np.concatenate([np.full(20, 2.0), [4.0, 8.0, 16.0], np.full(27, 26.0)])  # at two probes in a row
+    silent(Synthetic().probe(attention_gain=longer).record(), "attention_logit_growth")
+    faster = np.where(longer > 10.0, 1.5 * longer, longer)
+    assert heard(Synthetic().probe(attention_gain=faster).record(), "attention_logit_growth").confidence == "HIGH"
     lost = Synthetic().probe(attention_gain=gains)
     lost.set(slice(80, None), loss=lost.loss[80:] + 1.0)
     assert heard(lost.record(), "attention_logit_growth").confidence == "MEDIUM"

@@ -302,8 +302,8 @@ def test_vectors_of_a_table_that_start_far_too_large() -> None:
 
 
 def test_a_gradient_that_is_flushed_from_the_first_step_on() -> None:
-    def run(last: list[float], silent_rows: float, typical: float = 0.99) -> dict[str, str]:
-        made = Synthetic().probe(grad_zeros=typical, silent_rows=1.0, dead_rows=0.0)
+    def run(last: list[float], silent_rows: float, typical: float = 0.99, size: float = 1e-6) -> dict[str, str]:
+        made = Synthetic().probe(grad_zeros=typical, silent_rows=1.0, dead_rows=0.0).set(grad_sq=4096.0 * size**2)
         made.columns["grad_zeros"][::4, 7] = np.resize(last, 50)
         made.columns["silent_rows"][::4, 7] = silent_rows
         return confidences(made.record())
@@ -316,6 +316,7 @@ def test_a_gradient_that_is_flushed_from_the_first_step_on() -> None:
     assert run([0.984, 0.988], 1.0, 0.995)["underflow"] == "HIGH"  # fewer than the bias has
     assert "underflow" not in run([0.984], 1.0, 0.995)
     assert "underflow" not in run([0.9], 0.4, 0.6)
+    assert "underflow" not in run([0.9], 0.4, size=1e-3)  # of ordinary size: the few units that are on
 
 
 def test_gradients_that_are_clipped_to_nothing() -> None:
@@ -409,14 +410,17 @@ def test_momentum_of_hundreds_of_steps_that_leads_uphill() -> None:
 
 
 def test_a_sum_that_turns_a_little_is_one_where_nobody_cleared_it() -> None:
-    def run(told: bool | None, coherence: float) -> dict[str, str]:
+    def run(told: bool | None, coherence: float, noise: float = 0.0) -> dict[str, str]:
         random = np.random.default_rng(0)
-        made = Synthetic().set(loss=2.0 + 0.3 * random.standard_normal(200), coherence=coherence, noise_share=0.0)
+        made = Synthetic().set(loss=2.0 + 0.3 * random.standard_normal(200), coherence=coherence, noise_share=noise)
         return confidences(made.set(grad_sq=0.125, update_sq=0.04).record(gradients_are_new=told))
 
     assert "gradient_accumulation_bug" in run(False, 0.8)
     assert "gradient_accumulation_bug" not in run(None, 0.8)
-    assert "gradient_accumulation_bug" not in run(False, 0.7)
+    assert "gradient_accumulation_bug" in run(False, 0.7, 0.04)  # clipping shortens what it was added to
+    assert "gradient_accumulation_bug" not in run(False, 0.6)
+    assert "gradient_accumulation_bug" not in run(False, 0.7, 0.1)
+    assert "gradient_accumulation_bug" not in run(None, 0.9, 0.04)
 
 
 def test_early_layers_without_a_gradient_move_under_adam_and_learn_nothing() -> None:

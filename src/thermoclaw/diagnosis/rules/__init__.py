@@ -153,7 +153,8 @@ RULES: tuple[Rule, ...] = (
         "Attention logits grow",
         "attention_gain, the largest singular value of W_Qᵀ·W_K",
         f"× {outputs.ATTENTION_GROWTH:g} within {outputs.ATTENTION_PROBES} probes of the weights, to more than "
-        f"{outputs.ATTENTION_GAIN:g}",
+        f"{outputs.ATTENTION_GAIN:g}; where the loss is at its best, × {outputs.ATTENTION_FAST:g} or to more than "
+        f"{outputs.ATTENTION_HIGH:g}",
         "Wortsman et al. 2023 (arXiv 2309.14322)",
     ),
     Rule(

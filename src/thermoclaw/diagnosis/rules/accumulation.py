@@ -23,7 +23,8 @@ SUM_ROWS, SUM_NOISE, SUM_COHERENCE, SUM_BATCHES, SUM_MOVES, SUM_KEEPS, SUM_LASTS
     20,
     80,
 )
-SUM_PAYS, SUM_GROWS, SUM_EARLY, SUM_NOT_NEW, SUM_COHERENCE_KEPT = 0.4, 1.5, slice(2, 12), 0.6, 0.75
+SUM_PAYS, SUM_GROWS, SUM_EARLY = 0.4, 1.5, slice(2, 12)
+KEPT_GROWS, KEPT_COHERENCE, KEPT_NOISE = 0.6, 0.65, 0.06  # where each gradient was added to the one before
 
 
 def gradient_accumulation_bug(record: Record) -> Finding | None:
@@ -79,9 +80,10 @@ def _steady_sum(record: Record, growth: Array) -> tuple[int, int] | None:
         )
     moving = trailing_mean(view.update_ratio, SUM_ROWS) > SUM_MOVES
     kept = record.meta.get("gradients_are_new") is False  # then less proof will do
-    hit = (noise < SUM_NOISE) & (turning > (SUM_COHERENCE_KEPT if kept else SUM_COHERENCE)) & batches_differ & moving
+    hit = noise < (KEPT_NOISE if kept else SUM_NOISE)
+    hit &= (turning > (KEPT_COHERENCE if kept else SUM_COHERENCE)) & batches_differ & moving
     grows = (growth > SUM_GROWS) & (middle(growth[SUM_EARLY]) > 1.0)  # a sum is longer than what it began with
-    hit &= grows | ((growth > SUM_KEEPS) & view.is_clipped(CLIP_ROWS)) | ((growth > SUM_NOT_NEW) & kept)
+    hit &= grows | ((growth > SUM_KEEPS) & view.is_clipped(CLIP_ROWS)) | ((growth > KEPT_GROWS) & kept)
     hit &= ~_pays(view)
     hit[:SUM_ROWS] = False
     hit &= record["step"] < SUM_UNTIL  # a sum that was never cleared shows early

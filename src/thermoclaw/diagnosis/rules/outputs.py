@@ -15,7 +15,7 @@ from thermoclaw.record import Record
 Rows = NDArray[np.intp]
 
 ATTENTION_PROBES, ATTENTION_GROWTH, ATTENTION_GAIN = 3, 6.0, 15.0
-ATTENTION_HIGH = 60.0
+ATTENTION_HIGH, ATTENTION_FAST = 60.0, 9.0
 DRIFT_NONE, DRIFT, DRIFT_PROBES, DRIFT_NOISE, DRIFT_LEFT = 1e-4, 5e-3, 3, 0.03, 0.1
 DRIFT_MOST, DRIFT_CALM_PROBES = 0.5, 8
 
@@ -32,20 +32,21 @@ def attention_logit_growth(record: Record) -> Finding | None:
         growth = values[ATTENTION_PROBES:] / values[:-ATTENTION_PROBES]
         rising = np.diff(values, axis=0)[ATTENTION_PROBES - 1 :] > 0
     hit = (growth > ATTENTION_GROWTH) & rising & (values[ATTENTION_PROBES:] > ATTENTION_GAIN)
+    sure = hit & ((growth > ATTENTION_FAST) | (values[ATTENTION_PROBES:] > ATTENTION_HIGH))
+    rows = probed[ATTENTION_PROBES:]
+    if loss is not None:  # as good as it ever was: a small model may learn to attend as fast
+        hit &= sure | (loss.smooth[rows] > loss.best[rows] + loss.noise[rows])[:, None]
     span = held(np.asarray(hit.any(axis=1)), 1)
     if span is None:
         return None
     at = span[1]
-    row, start = int(probed[at + ATTENTION_PROBES]), int(probed[at])
+    row, start = int(rows[at]), int(probed[at])
     mask = hit[at]
     now, factor = float(values[at + ATTENTION_PROBES][mask].max()), float(growth[at][mask].max())
-    sure = now > ATTENTION_HIGH or hit.any(axis=1).sum() > 1
-    if not sure and loss is not None and loss.smooth[row] <= loss.best[row] + loss.noise[row]:
-        return None  # the loss is as good as it ever was: a small model may learn to attend as fast
     return tell(
         record,
         "attention_logit_growth",
-        "HIGH" if sure else "MEDIUM",
+        "HIGH" if sure[at].any() else "MEDIUM",
         (start, row),
         mask=mask,
         title="attention logits grow",

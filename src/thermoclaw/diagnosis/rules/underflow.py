@@ -14,6 +14,7 @@ ZEROS_MORE, ZEROS_MANY, ZEROS_SMALL, ZEROS_LAST, ZEROS_FROM, GONE_ROWS = 0.4, 0.
 ZEROS_LEVEL, SILENT_INPUTS, FLUSHED = 1e-3, 0.5, 1e-5
 FLUSHED_PROBES, FLUSHED_SHARE, FLUSHED_WANDERS, FLUSHED_OUTPUTS = 6, 0.8, 0.04, 0.1
 FLUSHED_ALL, FLUSHED_END, FLUSHED_VARIES = 0.99, 0.5, 0.12
+FLUSHED_LEAVES = 1e-3  # at most; elements of ordinary size among zeros belong to the few units that are on
 DIVERGED = 1.5  # of the loss at the start
 
 
@@ -102,10 +103,11 @@ def _flushed_from_the_start(view: View) -> Finding | None:
     all_but_few = (
         typical.min() > FLUSHED_ALL and end.min() > FLUSHED_END and np.ptp(left) > FLUSHED_VARIES * left.mean()
     )
-    if not (end.min() < 1 and (most or all_but_few)):
-        return None
     row = int(rows[-1])
-    size = middle(np.sqrt(record["grad_sq"][row] / view.sizes / np.maximum(1.0 - zeros[row], 1e-9))[keep])
+    sizes = np.sqrt(record["grad_sq"][rows] / view.sizes / np.maximum(1.0 - zeros[rows], 1e-9))[:, keep]
+    size = middle(sizes[-1])
+    if not (end.min() < 1 and (most or all_but_few)) or middle(sizes[0]) > FLUSHED_LEAVES:
+        return None
     return tell(
         record,
         "underflow",
