@@ -744,6 +744,8 @@ def test_a_loss_that_runs_away_along_steps_that_batches_fall_along() -> None:
     silent(run(0.01), "wrong_sign")  # steps that are too long
     silent(run(-0.01, 100.0), "wrong_sign")  # a target that moves
     heard(run(-0.01, learned=0.1), "wrong_sign")
+    fast = Synthetic().set(loss=3.6 * np.exp(20.0 * (1.0 - np.exp(-np.arange(200) / 15.0))), overshoot=-0.01)
+    heard(fast.record(), "wrong_sign")
     silent(run(-0.01, learned=0.6), "wrong_sign")  # the loss was learned before
 
 

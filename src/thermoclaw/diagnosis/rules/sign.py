@@ -137,7 +137,8 @@ def _runs_away(record: Record, view: View) -> Mask:
     falls = np.nancumsum(view.overshoot < 0) > (1.0 - UPHILL) * rows
     grows = level > AWAY_GROWS * lagged(level, AWAY_ROWS)
     first = np.abs(record.loss[: WINDOWS[1][1]])
-    never_fell = np.fmin.accumulate(trailing_mean(record.loss, WINDOWS[1][1])) > (1.0 - AWAY_FELL) * np.median(first)
+    least = (1.0 - AWAY_FELL) * min(float(np.median(first)), float(first[0]))  # it may explode within them
+    never_fell = np.fmin.accumulate(trailing_mean(record.loss, WINDOWS[1][1])) > least
     return np.asarray(falls & grows & never_fell & (level > AWAY * first.max()) & (rows >= AWAY_ROWS))
 
 
