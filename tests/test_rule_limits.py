@@ -524,6 +524,12 @@ def test_first_steps_that_rewrite_weights_and_learn() -> None:
         made.set(slice(10, None), loss=later).set(**more)
         return confidences(made.probe(start_gain=1.0, grad_zeros=0.3).record())
 
+    def ended(row: int) -> dict[str, str]:
+        made = Synthetic().set(slice(0, 8), update_sq=9.0).set(slice(3, None), loss=1.5 + 0.1 * np.sin(STEPS[3:]))
+        return confidences(made.set(slice(row, None), grad_sq=0.0).record())
+
+    assert ended(10)["lr_too_high"] == "HIGH"  # a loss that fell to where no gradient is left
+    assert "lr_too_high" not in ended(100)
     assert run()["lr_too_high"] == "HIGH"
     assert "lr_too_high" not in run(later=1.2)  # RMSprop's first steps are its longest
     assert "lr_too_high" not in run(steps=12)  # too soon to tell

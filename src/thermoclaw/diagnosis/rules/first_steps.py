@@ -73,7 +73,8 @@ def rewritten(record: Record) -> Finding | None:
     rewrites = not is_deep(view) or "adagrad" in record.optimizer.lower()  # Adagrad begins with its longest steps
     least = LR_FIRST_ROSE if rewrites else LR_FIRST_FELL
     fell = middle(record.loss[3:LR_FIRST_ROWS]) < least * record.loss[0]
-    fell &= all_zero(view) is None  # to where no gradient is left
+    gone = all_zero(view)
+    fell &= gone is None or gone[0] > LR_THROWN_STEPS  # to where no gradient is left
     late = record.loss[LR_FIRST_LATER - 4 : LR_FIRST_LATER]
     fell |= not broke and float(np.median(late)) < LR_FIRST_BETTER * record.loss[0]  # RMSprop begins with long steps
     if fell or np.count_nonzero(ratio > LR_FIRST) < 2:  # a single one may be somebody else's write
