@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -128,15 +128,28 @@ def headline() -> str:
 
 def first_looks() -> str:
     """What each set of held-out programs gave when it was judged for the first time."""
-    path = RESULT.with_name("zoo_first_looks.json")
-    looks = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
-    keys = ("detected", "named_first", "accused")
+    looks, keys = _looks(), ("detected", "named_first", "accused")
     rows = [
         (look["date"], ", ".join(f"`{name}`" for name in look["programs"]), *(share(look["totals"][k]) for k in keys))
         for look in looks
     ]
+    if len(looks) > 1:
+        num = sum(len(look["programs"]) for look in looks)
+        rows.append(("", f"**all {num}**", *(share(_together(look["totals"][k] for look in looks)) for k in keys)))
     heads = ("judged first", "held-out programs", "failing runs detected", "right cause first", "healthy runs accused")
     return "\n".join(table(heads, rows)) if rows else ""
+
+
+def _looks() -> list[Row]:
+    path = RESULT.with_name("zoo_first_looks.json")
+    return list(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else []
+
+
+def _together(figures: Iterable[Row]) -> Row:
+    """One figure of several sets, each run counted once."""
+    told = list(figures)
+    hits, of = (sum(figure[key] for figure in told) for key in ("hits", "of"))
+    return dict(zoo("score").share(hits, of))
 
 
 def met(figure: Row, bar: float | None, is_floor: bool) -> str:
@@ -290,7 +303,17 @@ def readme() -> str:
     keys = ("detected", "named_first", "accused")
     rows = [(name, *(_short(figures[key]) for key in keys)) for name, figures in everyone.items()]
     heads = ("who", "failing runs detected", "cause named first", "healthy runs accused")
-    return "\n".join([*table(heads, rows), "", _missed(told["totals"])])
+    return "\n".join([*table(heads, rows), "", _missed(told["totals"]), *_all_looks()])
+
+
+def _all_looks() -> list[str]:
+    looks = _looks()
+    if len(looks) < 2:
+        return []
+    words = (("detected", "detected"), ("named_first", "rightly named first"), ("accused", "healthy runs accused"))
+    said = (f"{word} {_short(_together(look['totals'][key] for look in looks))}" for key, word in words)
+    num = sum(len(look["programs"]) for look in looks)
+    return ["", f"All {len(looks)} sets of programs, {num} in all, when nobody had seen them: {', '.join(said)}."]
 
 
 def _short(figure: Row) -> str:

@@ -15,6 +15,7 @@ import pytest
 from benchmarks.zoo.cases import CATALOGUE
 from benchmarks.zoo.faults import FAULTS
 from benchmarks.zoo.report import document
+from benchmarks.zoo.score import share
 from thermoclaw.diagnosis.knobs import KNOBS
 from thermoclaw.diagnosis.rules import RULES
 
@@ -114,6 +115,21 @@ def test_figures_are_those_of_the_file(zoo_tables: ModuleType) -> None:
     assert "right cause first: 50 %, asked ≥ 85 %" in parts()["detection"]()
     assert "| `lr` | 1 of 1 | 1 of 1 |" in parts()["rules"]()
     assert "abc" in parts()["zoo-machine"]()
+
+
+def test_first_looks_are_also_told_together(zoo_tables: ModuleType) -> None:
+    keys = ("detected", "named_first", "accused")
+    looks = [
+        {"date": "today", "programs": programs, "totals": dict.fromkeys(keys, share(hits, 4))}
+        for hits, programs in ((3, ["a", "b"]), (1, ["c"]))
+    ]
+    path = zoo_tables.RESULT.with_name("zoo_first_looks.json")
+    path.write_text(json.dumps(looks[:1]))
+    assert "all" not in parts()["zoo-first-looks"]()
+    path.write_text(json.dumps(looks))
+    assert "| **all 3** | 50 % (4 of 8; 22–78 %) |" in parts()["zoo-first-looks"]()
+    zoo_tables.RESULT.write_text(json.dumps(judged("held_out")))
+    assert "All 2 sets of programs, 3 in all, when nobody had seen them: detected 50 % of 8," in parts()["detection"]()
 
 
 def test_a_rule_is_told_what_it_was_said_of_instead(zoo_tables: ModuleType) -> None:
