@@ -534,6 +534,12 @@ def test_first_steps_that_rewrite_weights_and_learn() -> None:
     assert "lr_too_high" not in run(later=1.2)  # RMSprop's first steps are its longest
     assert "lr_too_high" not in run(steps=12)  # too soon to tell
     assert run(steps=12, later=np.nan)["lr_too_high"] == "HIGH"
+    once = Synthetic().set(0, update_sq=9.0 * 10.0).set(1, loss=150.0)
+    assert "lr_too_high" not in confidences(once.record())  # a write
+    lost = dict.fromkeys(("update_sq", "param_sq", "grad_sq"), np.nan)
+    assert (
+        confidences(once.set(slice(2, None), loss=np.nan).set(slice(1, None), **lost).record())["lr_too_high"] == "HIGH"
+    )
 
 
 def test_first_steps_that_rewrite_what_began_too_small() -> None:

@@ -61,7 +61,7 @@ def rewritten(record: Record) -> Finding | None:
     view = view_of(record)
     if not view.fresh or len(record) < 5 or view.big.sum() < 2:  # a single layer goes where it wants at once
         return None
-    broke = not np.isfinite(record.loss[:LR_FIRST_LATER]).all()
+    broke = not np.isfinite(record.loss[:LR_FIRST_LATER]).all()  # then there is nothing to wait for
     if len(record) < LR_FIRST_LATER and not broke:
         return None
     norm = np.maximum.accumulate(np.nan_to_num(record["param_norm"][:LR_FIRST_ROWS]), axis=0)
@@ -77,9 +77,10 @@ def rewritten(record: Record) -> Finding | None:
     fell &= gone is None or gone[0] > LR_THROWN_STEPS  # to where no gradient is left
     late = record.loss[LR_FIRST_LATER - 4 : LR_FIRST_LATER]
     fell |= not broke and float(np.median(late)) < LR_FIRST_BETTER * record.loss[0]  # RMSprop begins with long steps
-    if fell or np.count_nonzero(ratio > LR_FIRST) < 2:  # a single one may be somebody else's write
+    known = np.count_nonzero(np.isfinite(ratio)) if broke else 2  # a single one may be somebody else's write
+    if fell or np.count_nonzero(ratio > LR_FIRST) < min(max(known, 1), 2):
         return None
-    worst, row = largest(ratio), min(LR_FIRST_LATER, len(record)) - 1
+    worst, row = largest(ratio), int(np.argmax(~np.isfinite(record.loss))) if broke else LR_FIRST_LATER - 1
     at = int(np.nanargmax(ratio))
     value = two_digits(float(view.lr[at]) * 3e-3 / worst)
     lr = largest(view.lr)  # it may have been warming up
