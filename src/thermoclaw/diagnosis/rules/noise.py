@@ -22,13 +22,8 @@ BETTER_DAYS, NEAR_CHANCE = 0.8, 1.5
 STILL_LEVEL, STILL_FALL, STILL_ROWS = 0.65, 0.015, 70
 STILL_FIRST, STILL_ERROR = 0.8, 0.05
 STEPS_STILL = 0.15  # of the highest rate
-AGREES, AGREE_ERRORS, AGREE_LEAST, AGREE_SHARE, AGREE_ROWS = (
-    0.3,
-    2.5,
-    0.025,
-    0.9,
-    60,
-)  # on average, successive gradients
+AGREES, AGREE_ROWS = 0.3, 60  # on average, successive gradients
+AGREE_ERRORS, AGREE_LEAST, AGREE_SHARE = 2.5, 0.025, 0.9  # a little, in much noise
 SCATTER, SCATTER_LEAST, SCATTER_SHARE, SCATTER_MEAN, SCATTER_ROWS = 1.25, 0.25, 0.93, 0.1, 60
 UNRELATED, PROMISED = 0.05, 8.0  # of what steps promise on their own batch: what they keep on the next; over the gain
 RANDOM_SIZE, RANDOM_COSINE, RANDOM_MEAN, RANDOM_SHARE, RANDOM_ROWS = 200, 2.2, 0.02, 0.9, 10
@@ -167,11 +162,10 @@ def _agree(view: View) -> Mask:
     """
     mean = trailing_mean(view.coherence, AGREE_ROWS)
     error = np.sqrt(np.maximum(trailing_mean(view.coherence**2, AGREE_ROWS) - mean**2, 0.0) / AGREE_ROWS)
-    noisy = trailing_mean(view.noise_share, AGREE_ROWS) > AGREE_SHARE
-    lately = (
-        trailing_max((noisy & (mean > np.maximum(AGREE_ERRORS * error, AGREE_LEAST))).astype(float), AGREE_ROWS) > 0
+    little = (mean > np.maximum(AGREE_ERRORS * error, AGREE_LEAST)) & (
+        trailing_mean(view.noise_share, AGREE_ROWS) > AGREE_SHARE
     )
-    return np.asarray((mean > AGREES) | lately)
+    return np.asarray((mean > AGREES) | (trailing_max(little.astype(float), AGREE_ROWS) > 0))
 
 
 def _steps_still(view: View) -> Mask:
