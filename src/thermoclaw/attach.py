@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 
 # Of torch.distributed.checkpoint and DeepSpeed: they step an optimizer without a state, so that it has one to load.
 STATE_MAKERS = frozenset({"_init_optim_state", "initialize_optimizer_states"})
-STATE_MAKER_WITHIN = 10  # callers: hooks, profilers and schedulers lie between
+STATE_MAKER_WITHIN = 20  # callers: hooks, guards, profilers and schedulers lie between
 
 
 class Steps(Protocol):
@@ -52,12 +52,10 @@ class Hooks:
     def __init__(self, optimizer: Any, target: Steps) -> None:
         ref = weakref.ref(target)
         handles: list[Any] = []
-        is_idle = False
 
         def before(stepping: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            nonlocal is_idle
-            alive, is_idle = ref(), _only_makes_state(stepping)
-            if alive is None or is_idle:
+            alive = ref()
+            if alive is None:
                 return
             given = args[1:] if args and args[0] is stepping else args  # torch counts the optimizer among them
             closure = given[0] if given else kwargs.get("closure")
@@ -65,7 +63,7 @@ class Hooks:
 
         def after(*_: Any) -> None:
             alive = ref()
-            if alive is not None and not is_idle:
+            if alive is not None:
                 alive.after_step()
 
         # around a compiled step() they run as they are: tracing them would compile the measurement
@@ -86,11 +84,11 @@ def _remove(handles: list[Any]) -> None:
             handles.pop().remove()
 
 
-def _only_makes_state(optimizer: Any) -> bool:
-    """Whether this step has zero gradients and a rate of zero: so distributed checkpoints make a state to load."""
+def only_makes_state(optimizer: Any) -> bool:
+    """Whether the step that begins has zero gradients and a rate of zero: so distributed checkpoints make a state."""
     if getattr(optimizer, "state", True):
         return False
-    frame: FrameType | None = sys._getframe(2)
+    frame: FrameType | None = sys._getframe(1)
     for _ in range(STATE_MAKER_WITHIN):
         if frame is None:
             return False

@@ -16,7 +16,7 @@ import numpy as np
 from torch import nn
 
 from thermoclaw import checkpoint
-from thermoclaw.attach import Hooks, can_hook
+from thermoclaw.attach import Hooks, can_hook, only_makes_state
 from thermoclaw.diagnosis.engine import check_interval, live_findings
 from thermoclaw.diagnosis.finding import Finding
 from thermoclaw.failsafe import Failsafe, never_stops
@@ -67,6 +67,7 @@ class Attachment(Failsafe):
         self._is_salvaged = False
         self._is_limping = False  # failed, and other processes still count on this one
         self.num_pauses = 0  # that have begun and not ended
+        self._is_idle = False  # in a step that is none
         self.meter = Meter(model, optimizer, settings, partition)
         self.alarms: list[Finding] = []
         self.events: list[dict[str, Any]] = []
@@ -108,7 +109,8 @@ class Attachment(Failsafe):
     @never_stops
     def before_step(self, *, closure: bool) -> None:
         """Hook: the optimizer is about to step, or to step its next group."""
-        if self.num_pauses:
+        self._is_idle = only_makes_state(self._optimizer)
+        if self.num_pauses or self._is_idle:
             return
         begins = self.meter.begins_step()
         if self._is_limping:
@@ -124,7 +126,7 @@ class Attachment(Failsafe):
     @never_stops
     def after_step(self) -> None:
         """Hook: the optimizer has stepped, or has stepped one of its groups."""
-        if self.num_pauses or not self.meter.ends_step():
+        if self.num_pauses or self._is_idle or not self.meter.ends_step():
             return
         self.guard(self._after_step)
         if self._is_limping:
