@@ -120,6 +120,9 @@ def test_underflow() -> None:
     assert 60 < finding.first_step < 140
     large = run.set(grad_sq=0.09).probe(grad_zeros=np.minimum(zeros, 0.55), silent_rows=0.0)
     silent(large.record(), "underflow")  # gradients of ordinary size: fewer examples reach the units
+    sudden = np.where(zeros > 0.5, 0.95, 0.05)
+    silent(large.probe(grad_zeros=sudden).record(), "underflow")  # however few
+    assert heard(large.set(grad_sq=4e-9).record(), "underflow")
     silent(Synthetic().probe(grad_zeros=0.6, silent_rows=0.0).record(), "underflow")
 
 
@@ -405,6 +408,25 @@ def test_dead_units() -> None:
     assert heard(run(0.8, 0.8), "dead_units").confidence == "HIGH"
     silent(run(0.4, 0.3), "dead_units")
     silent(run(np.linspace(0.05, 0.95, 50)), "dead_units")  # not at once
+
+
+def test_dead_units_before_the_last_layer() -> None:
+    fell = np.where(np.arange(50) < 25, 0.05, 0.97)
+
+    def run(zeros: float, size: float, rows: float) -> Record:
+        made = Synthetic().probe(silent_rows=fell, grad_zeros=fell).set(grad_sq=4096.0 * size**2)
+        made.columns["grad_zeros"][100::4, 7] = zeros
+        made.columns["silent_rows"][::4, 7] = rows
+        return made.record()
+
+    assert heard(run(0.97, 1e-3, 0.0), "dead_units")  # its inputs are zero, its errors are not
+    silent(run(0.97, 1e-6, 0.0), "dead_units")  # flushed
+    silent(run(0.5, 1e-3, 0.6), "dead_units")
+    record = run(0.9, 1e-3, 0.0)
+    head = replace(record.layers[7], num_params=32)  # of one output, too small to be a weight matrix
+    shapes = {**record.meta["layer_shapes"], head.name: [1, 32]}
+    small = replace(record, layers=(*record.layers[:7], head), meta={**record.meta, "layer_shapes": shapes})
+    assert heard(small, "dead_units")
 
 
 def test_a_spike_of_the_gradient() -> None:

@@ -310,6 +310,7 @@ def test_a_gradient_that_is_flushed_from_the_first_step_on() -> None:
 
     assert run([0.9], 0.4)["underflow"] == "HIGH"  # some outputs' errors are zero, others' are not
     assert run([0.85, 0.97], 0.0)["underflow"] == "HIGH"
+    assert "underflow" not in run([0.82, 0.87, 0.97, 0.95, *[0.99] * 46], 0.0)  # units that die one after another
     assert "underflow" not in run([0.9], 1.0)  # behind dead units only the bias has a gradient
     assert "underflow" not in run([0.9], 0.0)
     assert "underflow" not in run([0.5, 0.7], 0.0)  # half of the units of a ReLU layer

@@ -8,11 +8,13 @@ from thermoclaw.diagnosis.finding import Finding
 from thermoclaw.diagnosis.selection import tell
 from thermoclaw.diagnosis.signals import Mask, held, median_over, middle, trailing_mean, trailing_min
 from thermoclaw.diagnosis.view import View, view_of
+from thermoclaw.quantities import Array
 from thermoclaw.record import Record
 
 ZEROS_MORE, ZEROS_MANY, ZEROS_SMALL, ZEROS_LAST, ZEROS_FROM, GONE_ROWS = 0.4, 0.6, 1e-4, 3, 4, 5
 ZEROS_LEVEL, SILENT_INPUTS, FLUSHED = 1e-3, 0.5, 1e-5
 FLUSHED_PROBES, FLUSHED_SHARE, FLUSHED_WANDERS, FLUSHED_OUTPUTS = 6, 0.8, 0.04, 0.1
+FLUSHED_BACK = 0.4  # of how far it wanders
 FLUSHED_ALL, FLUSHED_END, FLUSHED_VARIES = 0.99, 0.5, 0.12
 FLUSHED_LEAVES = 1e-3  # at most; elements of ordinary size among zeros belong to the few units that are on
 DIVERGED = 1.5  # of the loss at the start
@@ -57,7 +59,8 @@ def underflow(record: Record) -> Finding | None:
     if not now > then:  # the last layer that is trained is not the last there is, as with adapters
         return gone
     size = middle(np.sqrt(record["grad_sq"][row] / view.sizes)[big])
-    if now <= ZEROS_MANY and size > ZEROS_SMALL:  # of this size nothing is flushed: fewer examples reach the units
+    fewer = now <= ZEROS_MANY and size > ZEROS_SMALL  # of this size nothing is flushed: fewer examples reach the units
+    if fewer or middle(left_size(view)[row, big]) > FLUSHED_LEAVES:
         return gone
     return tell(
         record,
@@ -96,7 +99,8 @@ def _flushed_from_the_start(view: View) -> Finding | None:
     silent = view.optional("silent_rows")[rows, last]
     # behind dead units all of them are silent, or none
     some = bool(((silent > FLUSHED_OUTPUTS) & (silent < 1 - FLUSHED_OUTPUTS)).any())
-    wanders = np.ptp(end) > FLUSHED_WANDERS
+    down = (np.maximum.accumulate(end) - end).max()  # units that die one after another only ever add zeros
+    wanders = np.ptp(end) > FLUSHED_WANDERS and down > FLUSHED_BACK * np.ptp(end)
     most = min(typical.min(), end.min()) > FLUSHED_SHARE and (some or wanders)
     # with no input at all the last layer's bias has a gradient nevertheless, and all of it at every step
     left = 1.0 - end
@@ -104,7 +108,7 @@ def _flushed_from_the_start(view: View) -> Finding | None:
         typical.min() > FLUSHED_ALL and end.min() > FLUSHED_END and np.ptp(left) > FLUSHED_VARIES * left.mean()
     )
     row = int(rows[-1])
-    sizes = np.sqrt(record["grad_sq"][rows] / view.sizes / np.maximum(1.0 - zeros[rows], 1e-9))[:, keep]
+    sizes = left_size(view)[rows][:, keep]
     size = middle(sizes[-1])
     if not (end.min() < 1 and (most or all_but_few)) or middle(sizes[0]) > FLUSHED_LEAVES:
         return None
@@ -124,6 +128,12 @@ def _flushed_from_the_start(view: View) -> Finding | None:
         source="Micikevicius et al. 2018 (arXiv 1710.03740)",
         evidence={"zero_share": float(middle(typical))},
     )
+
+
+def left_size(view: View) -> Array:
+    """Root mean square of the gradient elements that are not zero, at rows with a probe, [T, L]."""
+    share = np.maximum(1.0 - view.optional("grad_zeros"), 1e-9)
+    return np.asarray(np.sqrt(np.nan_to_num(view.record["grad_sq"]) / view.sizes / share))
 
 
 def _sound(view: View) -> Mask:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from thermoclaw.diagnosis.finding import Finding, describe_layers
+from thermoclaw.diagnosis.rules.underflow import FLUSHED_LEAVES, left_size
 from thermoclaw.diagnosis.selection import chosen, tell
 from thermoclaw.diagnosis.signals import Mask, held, lagged, trailing_mean
 from thermoclaw.diagnosis.view import View, view_of
@@ -86,10 +87,11 @@ def dead_units(record: Record) -> Finding | None:
     quiet, gone = np.nan_to_num(silent[probed]), np.nan_to_num(dead[probed])
     base = np.minimum.accumulate(np.where(np.isfinite(silent[probed]), quiet, np.inf), axis=0)
     has = np.asarray((record["grad_sq"] > 0).any(axis=0))
-    last = int(np.flatnonzero(view.big)[-1]) if view.big.any() else 0
-    # no activation silences the last layer: that is underflow
+    ends = np.flatnonzero(has & np.isfinite(silent).any(axis=0))
+    last = int(ends[-1]) if len(ends) else 0  # no activation silences the last layer: that is underflow
     zeros = np.nan_to_num(view.optional("grad_zeros")[probed])
-    alive = has[None, :] & ((quiet[:, last] < ENDS) & (zeros[:, last] < MOST))[:, None]
+    ordinary = left_size(view)[probed, last] > FLUSHED_LEAVES  # a few units that are on, and nothing is flushed
+    alive = has[None, :] & ((quiet[:, last] < ENDS) & ((zeros[:, last] < MOST) | ordinary))[:, None]
     earlier = lagged(quiet, SUDDEN)  # fewer and fewer zeros come of underflow, at once they come of units
     fell = (
         (quiet > SILENT)
