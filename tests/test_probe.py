@@ -378,6 +378,31 @@ def test_positions_of_a_container_are_not_its_first_layer() -> None:
     assert np.isnan([scale["head"], scale["(root)"]]).all()
 
 
+class Last(nn.Module):
+    """A linear map of the last outputs of a recurrent layer, or of a cell's."""
+
+    def __init__(self, inner: nn.Module, width: int) -> None:
+        super().__init__()
+        self.inner, self.head = inner, nn.Linear(width, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out = self.inner(x)
+        return self.head(out[0] if isinstance(out, tuple) else out)
+
+
+@pytest.mark.parametrize(
+    "inner", [nn.LSTM(16, 8, 2), nn.GRU(16, 8), nn.RNN(16, 8), nn.GRUCell(16, 8), nn.LSTMCell(16, 8)], ids=str
+)
+def test_a_recurrent_layer_tells_the_size_of_its_inputs(inner: nn.Module, backend: str) -> None:
+    x = 2.0 * torch.randn(1, 16)
+    told = [scale for scale in input_scales(Last(inner, 8), x).values() if np.isfinite(scale)]
+    assert told == [pytest.approx(float(x.square().mean().sqrt()), rel=1e-4)]
+
+
+def test_a_recurrent_layer_without_bias_does_not() -> None:
+    assert survey(Last(nn.GRU(16, 8, bias=False), 8)).entry is None
+
+
 def test_a_cell_takes_more_than_one_product() -> None:
     model = nn.Sequential(nn.MultiheadAttention(8, 2), nn.Linear(8, 3))
     assert survey(model).entry is None

@@ -11,6 +11,8 @@ from typing import NamedTuple
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
+# weight and bias of what a recurrent layer or cell does with its inputs
+_OF_INPUTS = (("weight_ih_l0", "bias_ih_l0"), ("weight_ih", "bias_ih"))
 # names of siblings that map to queries and to keys, and of maps whose output is queries, keys and values in a row
 _KEY_OF = {
     "q_proj": "k_proj",
@@ -118,7 +120,8 @@ def _owned(modules: Mapping[str, nn.Module]) -> Iterator[_Owned]:
 
 def _ends(model: nn.Module) -> tuple[tuple[int, ...] | None, tuple[int, ...] | None]:
     """Weights and biases of the first and the last module with a matrix; None for tables, and a first without bias."""
-    maps = []
+    maps: list[tuple[int, ...] | None] = []
+    entry: tuple[int, ...] | None = None
     for module in model.modules():
         own = dict(module.named_parameters(recurse=False))
         weight, bias = own.get("weight"), own.get("bias")
@@ -126,8 +129,10 @@ def _ends(model: nn.Module) -> tuple[tuple[int, ...] | None, tuple[int, ...] | N
             ids = (id(weight),) if bias is None else (id(weight), id(bias))
             maps.append(ids if sheet_of(weight, module).is_watched else None)
         elif any(_maps(name, p, module) for name, p in own.items()):
-            maps.append(None)  # a recurrent cell, say, whose inputs and outputs are more than one product
-    first, last = (maps[0], maps[-1]) if maps else (None, None)
+            if not maps:
+                entry = next(((id(own[w]), id(own[b])) for w, b in _OF_INPUTS if w in own and b in own), None)
+            maps.append(None)  # a recurrent cell, say, whose outputs are more than one product
+    first, last = (maps[0] or entry, maps[-1]) if maps else (None, None)
     return first if first is not None and len(first) == 2 else None, last
 
 
