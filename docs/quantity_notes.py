@@ -290,6 +290,10 @@ GROUPS = (
                 "digits", "digits_nll", "linear",
                 "Above 0 where the loss lets all outputs move together: it is not softmax cross-entropy.",
             ),
+            "stable_rank": Note(
+                "digits", "digits_one", "log",
+                "Exactly 1 at every probe: each step sees one example, or the inputs of that layer are all alike.",
+            ),
         },
     ),
 )  # fmt: skip

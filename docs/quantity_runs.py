@@ -119,6 +119,7 @@ RUNS: dict[str, Run] = {
     "digits_rate": Run("the same, lr 2", lambda: digits(lr=2.0)),
     "digits_full": Run("perceptron, full batches", lambda: digits(momentum=0.0, batch=9999)),
     "digits_few": Run("the same, batches of 4", lambda: digits(momentum=0.0, batch=4)),
+    "digits_one": Run("the same, one digit a batch", lambda: digits(batch=1)),
     "digits_input": Run("inputs 100 times too large", lambda: digits(scale=100.0, lr=1e-5)),
     "digits_alike": Run("hidden rows start alike", lambda: digits(prepare=alike)),
     "digits_large": Run("weights start 5 times too large", lambda: digits(prepare=large)),

@@ -421,6 +421,45 @@ def test_a_cross_entropy_does_not_push_all_outputs_together(bias: bool, backend:
         assert observer.record()["output_drift"][0, 1] == pytest.approx(want, abs=1e-3)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("outputs", [1, 2, 5])
+def test_the_gradient_of_one_example_has_one_direction(outputs: int, dtype: torch.dtype, backend: str) -> None:
+    """With fewer than three outputs errors are one number, and it is the first layer that is asked."""
+    torch.manual_seed(0)
+
+    def rank(examples: int) -> float:
+        model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, outputs)).to(dtype)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+        observer = Observer(model, optimizer, strict=True)
+        (
+            model(torch.randn(examples, 6, dtype=dtype)) - torch.randn(examples, outputs, dtype=dtype)
+        ).square().sum().backward()
+        optimizer.step()
+        observer.step()
+        ranks = observer.record()["stable_rank"][0]
+        assert np.isnan(ranks[0 if outputs > 2 else 1])
+        return float(ranks[1 if outputs > 2 else 0])
+
+    assert rank(1) == pytest.approx(1.0, abs=1e-5)
+    assert rank(2) > 1.0 + 1e-4
+    assert rank(64) > 1.05
+
+
+def test_the_rank_of_a_gradient_is_that_of_its_singular_values(backend: str) -> None:
+    class Given(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.map = nn.Linear(4, 4, bias=False)
+
+    model = Given()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    observer = Observer(model, optimizer, strict=True)
+    model.map.weight.grad = torch.diag(torch.tensor([100.0, 1.0, 0.0, 0.0]))
+    optimizer.step()
+    observer.step()
+    assert 1.0001 <= observer.record()["stable_rank"][0, 0] < 1.001  # ‖g‖²/σ₁² from above
+
+
 @pytest.mark.parametrize("first", [nn.Embedding(9, 4), nn.Linear(4, 4, bias=False)])
 def test_inputs_that_the_first_layer_cannot_tell(first: nn.Module) -> None:
     x = torch.tensor([1, 2]) if isinstance(first, nn.Embedding) else torch.randn(2, 4)

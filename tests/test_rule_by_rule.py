@@ -88,6 +88,9 @@ def test_hot_and_cold_groups() -> None:
     assert finding.layers == ("blocks.7.fc",)
     assert finding.remedy is not None
     assert finding.remedy.groups == (1,)
+    record = hot.record(param_groups=groups, layer_groups=names)
+    small = tuple(replace(layer, num_params=48) if layer.depth == 7 else layer for layer in record.layers)
+    heard(replace(record, layers=small), "layer_lr_mismatch")  # a head of a few outputs
     discriminative = Synthetic().set(layers=7, lr=1e-2, update_sq=0.04)
     silent(discriminative.record(param_groups=[{"lr": 1e-3}, {"lr": 1e-2}], layer_groups=names), "layer_lr_mismatch")
     cold = Synthetic().set(layers=slice(0, 7), lr=1e-8, update_sq=4e-14).set(layers=7, lr=1e-3)
@@ -340,6 +343,8 @@ def test_layers_that_begin_at_zero_hold_gradients_back_for_a_while() -> None:
     size = np.array([1.0, 1.0, 1.0, 1.0, 8.0, 64.0, 512.0, 4096.0])
     gates = Synthetic(optimizer="SGD").set(grad_sq=(1e-4 * size) ** 2 * np.ones((200, 8)))
     assert heard(gates.record(), "vanishing_gradients")
+    broken = Synthetic(optimizer="SGD").set(grad_sq=0.09 * fading**2).set(slice(10, None), loss=50.0)
+    assert "vanishing_gradients" not in [f.code for f in run_rules(broken.record())]  # steps broke what gradients pass
     gates.columns["start_gain"] = np.where(np.arange(8) < 4, 0.58, 0.0) * np.ones((200, 8))
     silent(gates.record(), "vanishing_gradients")
     apart = np.where(np.arange(8) < 4, 1e-4, 1.0)  # two branches: a policy and a value, say
@@ -453,6 +458,37 @@ def test_a_spike_of_the_loss_and_a_shift() -> None:
     )
 
 
+def test_a_shift_that_throws_the_loss_up_before_it_stays() -> None:
+    thrown = Synthetic().set(120, loss=9.0).set(slice(121, None), loss=3.0)
+    assert heard(thrown.record(), "distribution_shift").first_step == 121  # though 3.0 is less than a half of 9.0
+    assert "loss_spike" not in [
+        f.code for f in run_rules(thrown.record())
+    ]  # nor is it back, as high as the loss was at the start
+    silent(Synthetic().set(slice(120, 123), loss=9.0).record(), "distribution_shift")
+
+
+def test_a_shift_of_a_short_run() -> None:
+    assert heard(Synthetic(100).set(slice(36, None), loss=4.0).record(), "distribution_shift").first_step == 37
+
+
+def test_steps_of_one_example() -> None:
+    def run(rank: float = 1.0, scatter: float = 0.5, left: float = 0.9, noise: float = 0.95) -> Record:
+        random = np.random.default_rng(0)
+        t = np.arange(200)
+        level = 2.3 * (left + (1 - left) * np.exp(-t / 20.0))
+        made = Synthetic().set(loss=level * (1.0 + scatter * random.standard_normal(200)), noise_share=noise)
+        made.columns["stable_rank"] = np.full((200, 8), np.nan)
+        return made.set(slice(0, 200, 4), 7, stable_rank=rank).record()
+
+    finding = heard(run(), "gradient_noise")
+    assert (finding.confidence, finding.evidence["stable_rank"]) == ("MEDIUM", 1.0)
+    assert "blocks.7.fc" in finding.seen
+    silent(run(rank=1.001), "gradient_noise")  # of two
+    silent(run(scatter=0.1), "gradient_noise")  # all inputs of that layer have become alike
+    silent(run(left=0.1), "gradient_noise")  # it learns
+    silent(run(noise=0.5), "gradient_noise")
+
+
 def test_noise_that_drowns_the_gradient() -> None:
     run = Synthetic()
     run.set(slice(100, None), coherence=0.005 * np.random.default_rng(2).standard_normal((100, 8)), noise_share=0.97)
@@ -491,6 +527,16 @@ def test_validation_that_no_longer_follows() -> None:
 def test_a_model_that_multiplies_its_signal() -> None:
     run = Synthetic().set(slice(0, 3), grad_sq=1e6).set(0, loss=60.0)
     assert "steepness" in heard(run.record(), "exploding_gradients").evidence
+
+
+@pytest.mark.parametrize(("size", "is_told"), [(1.0, True), (1e-3, False)])
+def test_outputs_that_begin_far_too_large(size: float, is_told: bool) -> None:
+    t = np.arange(200)
+    run = Synthetic().set(loss=size * (1000.0 * np.exp(-t / 2.0) + 2.0)).probe(start_gain=DRAWN)
+    run.set(slice(0, 3), grad_sq=(1000.0 * size) ** 2)
+    told = [f.evidence for f in run_rules(run.record()) if f.code == "exploding_gradients"]
+    assert bool(told) == is_told  # a loss of about 1 that is soon gone is an easy task
+    assert all(evidence["steepness"] == pytest.approx(10.0, rel=0.01) for evidence in told)
 
 
 @pytest.mark.parametrize(("gain", "is_new"), [(3**-0.5, True), (9.0, True), (0.7, False)])

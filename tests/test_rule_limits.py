@@ -180,8 +180,11 @@ def test_a_loss_that_is_not_a_number_while_all_else_is_sound(rows: int, confiden
 
 
 def test_steps_of_a_new_model_that_never_leave_the_straight_line() -> None:
-    def run(gain: Any = DRAWN, reach: float = -0.9, ratio: float = 1e-4, falls: float = 3e-3) -> Record:
+    def run(
+        gain: Any = DRAWN, reach: float = -0.9, ratio: float = 1e-4, falls: float = 3e-3, noise: float = 0.1
+    ) -> Record:
         made = Synthetic(optimizer="SGD").set(loss=2.5 * np.exp(-falls * STEPS)).probe(start_gain=gain)
+        made.set(noise_share=noise)
         size = 0.1 * np.exp(0.1 * np.random.default_rng(0).standard_normal((200, 8)))
         made.set(update_sq=(ratio * 10.0) ** 2, grad_sq=size**2, alignment=1.0, overshoot=reach * 0.1 * ratio * 10.0)
         return made.record()
@@ -189,6 +192,9 @@ def test_steps_of_a_new_model_that_never_leave_the_straight_line() -> None:
     assert heard(run(), "lr_too_low").confidence == "MEDIUM"
     silent(run(gain=TRAINED), "lr_too_low")  # it was trained before: slow may be meant
     silent(run(reach=-0.6), "lr_too_low")
+    silent(run(reach=-0.45, ratio=8e-5), "lr_too_low")
+    heard(run(reach=-0.45, ratio=8e-5, noise=0.5), "lr_too_low")  # of another batch only the signal is there
+    silent(run(reach=-0.45, ratio=1.2e-4, noise=0.5), "lr_too_low")
     silent(run(ratio=1e-3), "lr_too_low")
     silent(run(falls=1e-2), "lr_too_low")  # it learns
 
@@ -645,6 +651,16 @@ def test_steps_of_signs_lengthen_the_weights_that_they_agree_on() -> None:
     assert run("Lion", 2)["weight_blow_up"] == "HIGH"
     assert "weight_blow_up" not in run("PagedLion8bit", 1)
     assert "weight_blow_up" not in run("Lion", 1)
+
+
+def test_a_loss_that_explodes_at_once_is_the_cause_of_what_dies_later() -> None:
+    made = Synthetic().set(slice(103, None), lr=0.1).set(slice(104, None), loss=30.0)
+    told = next(finding for finding in run_rules(made.record()) if finding.code == "lr_too_high")
+    steep = replace(told, first_step=8, raised_step=10, evidence={"loss": 30.0, "loss_at_start": 2.5})
+    dead = replace(steep, code="dead_units", first_step=17, raised_step=29, evidence={})
+    assert [finding.code for finding in rank([dead, steep])] == ["lr_too_high", "dead_units"]
+    later = replace(steep, first_step=100, raised_step=110)
+    assert rank([replace(dead, first_step=109), later])[0].code == "dead_units"
 
 
 def test_a_rate_that_was_set_comes_before_what_probes_saw_begin() -> None:

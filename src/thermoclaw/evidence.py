@@ -91,6 +91,7 @@ EVIDENCE: dict[str, str] = {
     ),
     "rows": "Rows of the module's output that were looked at.",
     "scale_of_before": "Size of the module's outputs over that at the first checks.",
+    "scatter": "How far the losses of single batches lie apart, over their mean.",
     "share": "Share of the parameters concerned.",
     "share_lost": "Share of the parameters whose typical step is rounded away.",
     "shift": "How far the last losses all lie above all before them, in spreads of those.",

@@ -374,6 +374,18 @@ QUANTITIES: tuple[Quantity, ...] = (
         "Wortsman et al. 2023 (arXiv 2309.14322), for the divergence of output logits",
         bands=(Band("0", "softmax cross-entropy"), Band("1", "all outputs are pushed alike")),
     ),
+    Quantity(
+        "stable_rank",
+        "",
+        "1",
+        "layer",
+        "‖g‖²/‖g ŷ‖² with ŷ = gᵀs/‖gᵀs‖, s fixed: ‖g‖²/σ₁² from above; of the last layer's weight, or, with fewer than "
+        "3 outputs, the first one's",
+        "How many directions the gradient has. The gradient of a batch is Σ δxᵀ: a single example has one direction "
+        "where the layer sees it once.",
+        "Rudelson & Vershynin 2007 (J. ACM 54), stable rank; definition",
+        bands=(Band("1", "one example, or all alike"), Band("> 1.001", "several examples")),
+    ),
     # -- derived, per layer -----------------------------------------------------------------------------------------
     Quantity(
         "grad_norm",

@@ -47,6 +47,7 @@ _BY_LOSS = (
 _FAR = 300  # steps after which what comes from outside is a failure of its own
 _LARGE_SPIKE = 100.0
 CHECK_EARLY, EARLY, CHECK_LATER, CHECK_SELDOM = 8, 256, 32, 256  # steps
+_AT_ONCE = 10  # steps in which a loss explodes by what was set
 _SLACK = 8  # steps by which a symptom may seem to begin before its cause
 
 
@@ -125,7 +126,7 @@ def _rank_of(finding: Finding) -> int:
     """How close to the root a failure stands; a rate too high from the first step, or set so later, is a setting."""
     if finding.code == "lr_too_high" and "lr_before" in finding.evidence:
         return -2  # the step at which it was set is known; of what follows only between which probes it began
-    if finding.code == "lr_too_high" and finding.first_step <= 1:
+    if finding.code == "lr_too_high" and finding.first_step <= _AT_ONCE:
         return 0
     if finding.code in ("unnormalised_input", "bad_init"):
         return -2  # they make the gradient steep

@@ -35,6 +35,7 @@ PROBE_COLUMNS = (
     "attention_gain",  # of the queries and keys
     "input_scale",  # of what goes into the first layer
     "output_drift",  # share of the last layer's gradient that moves all outputs together
+    "stable_rank",  # of the last layer's gradient, or of the first one's where there are few outputs
 )
 PROBE = {name: i for i, name in enumerate(PROBE_COLUMNS)}
 

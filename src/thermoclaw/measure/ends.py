@@ -1,6 +1,6 @@
 """What the gradients of a model's first and last layer tell of its inputs and outputs, without a look at either.
 
-Legend: C outputs, x inputs, δ errors of the layer's outputs.
+Legend: C outputs, x inputs, δ errors of the layer's outputs, s fixed numbers.
 """
 
 from __future__ import annotations
@@ -13,6 +13,9 @@ from torch import Tensor
 from thermoclaw.measure.anatomy import Anatomy, Matrix
 from thermoclaw.measure.columns import PROBE
 from thermoclaw.measure.rows import real
+
+LEAST_SIDE = 3  # of a gradient whose rank tells anything: errors of two classes are one number
+MOST_NUMBERS = 2**22  # in it: a larger last layer is that of a vocabulary
 
 
 class Ends:
@@ -30,9 +33,11 @@ class Ends:
             tuple(place[key] for key in end) if end is not None and all(key in place for key in end) else ()
             for end in (anatomy.entry, anatomy.exit)
         )
+        weights = [end[0] for end in (self._exit, self._entry) if end]
+        self._ranked = next((i for i in weights if _has_rank(matrices[i].p)), None)
 
     def read(self, grads: Sequence[Tensor | None], out: Tensor) -> None:
-        """Write both columns into the ring's row."""
+        """Write all columns into the ring's row."""
         if self._entry:
             weight, bias = (grads[i] for i in self._entry)
             if weight is not None and bias is not None:
@@ -43,12 +48,32 @@ class Ends:
             if grad is not None:
                 m = self._matrices[self._exit[-1]]
                 out[m.unit, PROBE["output_drift"]] = _drift(grad, max(m.sheet.axis, 0)).to(out.dtype)
+        if self._ranked is not None:
+            grad = grads[self._ranked]
+            if grad is not None:
+                unit = self._matrices[self._ranked].unit
+                out[unit, PROBE["stable_rank"]] = _stable_rank(grad).to(out.dtype)
 
 
 def _input_scale(weight: Tensor, bias: Tensor, fan_in: int) -> Tensor:
     """‖g_W‖ / (‖g_b‖ √fan-in): g_W = Σ δxᵀ and g_b = Σ δ, so this is the size of x."""
     norms = [torch.linalg.vector_norm(real(g.detach())) for g in (weight, bias)]
     return norms[0] / (norms[1] * fan_in**0.5)
+
+
+def _has_rank(p: Tensor) -> bool:
+    sides = (p.shape[0], p.numel() // p.shape[0]) if p.dim() > 1 and p.numel() else (0, 0)
+    return min(sides) >= LEAST_SIDE and p.numel() <= MOST_NUMBERS and not p.is_complex()
+
+
+def _stable_rank(grad: Tensor) -> Tensor:
+    """‖g‖²/‖g ŷ‖², ŷ the direction of gᵀs: ‖g‖²/σ₁² from above, by one step of power iteration; 1 for δxᵀ alone."""
+    g = grad.detach().flatten(1)
+    g = g if g.dtype == torch.float64 else g.float()
+    s = torch.arange(1, len(g) + 1, device=g.device, dtype=g.dtype).mul_(12.9898).sin_()  # no row is left out
+    y = s @ g
+    z = g @ (y / torch.linalg.vector_norm(y))
+    return (torch.linalg.vector_norm(g) / torch.linalg.vector_norm(z)).square()
 
 
 def _drift(grad: Tensor, axis: int) -> Tensor:

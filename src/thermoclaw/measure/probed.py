@@ -17,7 +17,14 @@ from thermoclaw.quantities import Array
 from thermoclaw.state import array
 
 _SHARES = {"grad_zeros": ("zeros", "numbers"), "silent_rows": ("silent", "silent_of"), "dead_rows": ("dead", "dead_of")}
-_SINGLE = ("row_likeness", "attention_gain", "start_gain", "input_scale", "output_drift")  # of one unit of a layer
+_SINGLE = (  # of one unit of a layer
+    "row_likeness",
+    "attention_gain",
+    "start_gain",
+    "input_scale",
+    "output_drift",
+    "stable_rank",
+)
 PROBED = (*_SHARES, *_SINGLE)
 
 

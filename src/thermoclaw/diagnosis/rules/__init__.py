@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from thermoclaw.diagnosis.finding import Finding
 from thermoclaw.diagnosis.rules import (
     accumulation,
+    batch,
     decay,
     direction,
     exploding,
@@ -280,10 +281,12 @@ RULES: tuple[Rule, ...] = (
         "gradient_noise",
         noise.gradient_noise,
         "The gradient is mostly noise",
-        "coherence and its size, noise_share, loss without progress",
+        "coherence and its size, noise_share, loss without progress, stable_rank of the last layer's gradient",
         f"coherence size < {noise.ISOTROPIC} where it was > {noise.ISOTROPIC_BEFORE}, or × √n < {noise.RANDOM_COSINE}; "
         f"or no progress at noise_share > {noise.FLAT_SHARE}; or a loss that scatters by {noise.SCATTER:g} × all that "
-        f"was gained at noise_share > {noise.SCATTER_SHARE}; at {noise.STEPS_STILL:.0%} of the highest rate or more",
+        f"was gained at noise_share > {noise.SCATTER_SHARE}; at {noise.STEPS_STILL:.0%} of the highest rate or more; "
+        f"or stable_rank = 1 at every probe and a loss that scatters by {batch.RESTLESS:.0%} and is still above "
+        f"{batch.LEARNED:.0%} of the first one",
         "McCandlish et al. 2018",
     ),
     Rule(

@@ -16,6 +16,7 @@ EXPLODE_RATIO, BLOWN = 70.0, 100.0
 STEEP, STEEP_CALM, STEEP_TRAINED, ALREADY = 24.0, 45.0, 1000.0, 0.5
 STEEP_HIGH, STEEP_CALM_HIGH, STEEP_USUAL = 30.0, 300.0, 4.0
 OFF_STEEP, OFF_FALL, OFF_SOLVED, OFF_ROWS = 8.0, 150.0, 3000.0, 20
+OFF_FROM = 10.0  # a first loss that may be far off: one of unit targets, or of few classes, is not
 
 
 def exploding_gradients(record: Record) -> Finding | None:
@@ -69,7 +70,7 @@ def _steepness(record: Record, first: float) -> float:
 def _far_off(record: Record) -> Finding | None:
     """A new model's first loss is hundreds of times what the first steps leave of it, and that by depth."""
     view, first = view_of(record), float(record.loss[0]) if len(record) >= OFF_ROWS else np.nan
-    if not first > 0 or not view.fresh or not view.newly_initialised:
+    if not first > OFF_FROM or not view.fresh or not view.newly_initialised:
         return None
     left, steep = middle(record.loss[OFF_ROWS - 5 : OFF_ROWS]), _steepness(record, first)
     if not (first / OFF_SOLVED < left < first / OFF_FALL and steep > OFF_STEEP):

@@ -22,7 +22,7 @@ from thermoclaw.quantities import Array
 from thermoclaw.record import Record
 
 BEFORE, AFTER = 20, 6
-SHIFT, SHIFT_HIGH, SHIFT_LEVEL, FALLS_BACK = 2.0, 4.0, 0.1, 0.45
+SHIFT, SHIFT_HIGH, SHIFT_LEVEL, FALLS_BACK, STAYED = 2.0, 4.0, 0.1, 0.45, 0.25
 SPIKE_OVER, SPIKE_OVER_HIGH, SPIKE_OVER_LONE, SPIKE_MEMORY, STAYS = 20.0, 33.0, 1000.0, 50, 4
 SPIKE_ALIVE, TOLD, LOUD = 0.5, 2, 3.0
 SWING_ROWS, SWING_COHERENCE = 4, -0.4
@@ -38,7 +38,9 @@ def level_shift(view: View) -> Array:
     values = view.record.loss
     low = trailing_min(values, AFTER)
     high = lagged(trailing_second(values, BEFORE), AFTER)  # one odd batch says nothing
-    spread = 1.48 * lagged(trailing_median(np.abs(values - trailing_median(values, BEFORE)), BEFORE), AFTER)
+    apart = np.abs(values - trailing_median(values, BEFORE))
+    apart[: BEFORE - 1] = np.abs(values[: BEFORE - 1] - np.median(values[:BEFORE]))  # before there are so many
+    spread = 1.48 * lagged(trailing_median(apart, BEFORE), AFTER)
     start = abs(view.loss.start) if view.loss is not None else 0.0
     told = (low - high) / (spread + 1e-3 * start + 1e-300)
     told[: BEFORE + AFTER] = -np.inf
@@ -68,7 +70,7 @@ def distribution_shift(record: Record) -> Finding | None:
         if not usual[at] or sudden[row] <= 0.5 or _swings(view, at) or _meant(record, at) or _rose(record.loss[:at]):
             continue
         high = np.median(record.loss[at : row + 1]) > SHIFT_LEVEL * abs(view.loss.start)  # not a ripple near its end
-        if high and not _falls_back(record.loss[at : row + 1]):
+        if high and not _passes(record.loss[at : row + 1], float(np.median(record.loss[at - BEFORE : at]))):
             return _shift(view, at, row, float(size[row]))
     return None
 
@@ -97,6 +99,11 @@ def _falls_back(values: Array) -> bool:
     """Whether the loss falls by more than half from one step to the next: what was odd has passed."""
     with np.errstate(divide="ignore", invalid="ignore"):
         return bool((values[1:] / values[:-1] < FALLS_BACK).any())
+
+
+def _passes(values: Array, before: float) -> bool:
+    """Whether the loss falls back, and most of the way: the first of other data may stand out, and the rest stay."""
+    return _falls_back(values) and bool(np.median(values[-3:]) - before < STAYED * (values[0] - before))
 
 
 def _suddenness(view: View) -> Array:
@@ -221,7 +228,8 @@ def loss_spike(record: Record) -> Finding | None:
     lasts = np.concatenate([values[1:], values[-1:]]) > recent  # one hard batch alone must stand out further
     hit &= lasts | (values > LONE_SPIKE * recent)
     hit[:BEFORE] = False
-    back = trailing_max(values, 3) < lagged(recent, LOSS_SPIKE_BACK) + 0.25 * lagged(over, LOSS_SPIKE_BACK)
+    usual = lagged(trailing_max(values, BEFORE), LOSS_SPIKE_BACK + 1)
+    back = trailing_max(values, 3) < usual + 0.25 * lagged(over, LOSS_SPIKE_BACK)
     confirmed = lagged(hit.astype(float), LOSS_SPIKE_BACK).astype(bool) & back
     rows = [r for r in np.flatnonzero(confirmed) if _is_alone(record, int(r) - LOSS_SPIKE_BACK, view.loss.start)]
     if not rows:

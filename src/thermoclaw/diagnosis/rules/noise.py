@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from thermoclaw.diagnosis.finding import Finding
+from thermoclaw.diagnosis.rules.batch import one_example
 from thermoclaw.diagnosis.rules.pace import CLIP_ROWS
 from thermoclaw.diagnosis.selection import tell
 from thermoclaw.diagnosis.signals import Mask, average, held, lagged, median_over, over, trailing_max, trailing_mean
@@ -87,6 +88,11 @@ def rests_high(view: View) -> Mask:
 
 def gradient_noise(record: Record) -> Finding | None:
     """The batch is too small, or the gradient too noisy, for the signal in it."""
+    noisy, alone = _noisy(record), one_example(view_of(record))
+    return min((f for f in (noisy, alone) if f is not None), key=lambda f: f.raised_step, default=None)
+
+
+def _noisy(record: Record) -> Finding | None:
     view = view_of(record)
     found = _flat(view)
     # A restless loss may chase targets that move with the model, as in Q-learning, or be a sum that passes ln C.

@@ -19,6 +19,7 @@ LOW_ROWS_TRAINED, LOW_UPDATE_TRAINED = 100, 1e-4  # a model that was trained bef
 LOW_TINY, LOW_REACH_TINY = 2e-5, -0.2  # such steps are too short whatever the noise
 LATE_ROWS, LATE_UPDATE, LATE_GAIN, LATE_REACH, LATE_PACE = 100, 6e-4, 0.01, -0.25, 10.0  # nothing gained for long
 SHORT_REACH, SHORT_UPDATE, SHORT_ROWS = -0.75, 1.5e-4, 40  # of a model that is new
+SHORT_SIGNAL, SHORT_NOISY = 0.3, 1e-4
 SHORT_LEFT, SHORT_PACE = 0.7, 3e-3  # of the first loss; what may be gained of it in a step
 NOWHERE_PATH, NOWHERE_ROWS = 0.01, 150  # all steps together
 LOW_TARGET = 3e-3  # update ratio that the advice aims at: between fine-tuning and small models from scratch
@@ -68,7 +69,9 @@ def _never_curves(view: View, ratio: Array, first: float) -> Mask:
     if not view.newly_initialised:
         return np.zeros(len(ratio), dtype=bool)  # a model that was trained before may be meant to move slowly
     left = np.maximum(SHORT_LEFT, 1.0 - SHORT_PACE * view.record["step"])
-    short = (view.reach < SHORT_REACH) & (ratio < SHORT_UPDATE) & ~view.rate_rises
+    signal = np.maximum(1.0 - trailing_mean(view.noise_share, SHORT_ROWS), SHORT_SIGNAL)
+    noisy = (view.reach < SHORT_REACH * signal) & (ratio < SHORT_NOISY)  # of another batch only the signal is there
+    short = (((view.reach < SHORT_REACH) & (ratio < SHORT_UPDATE)) | noisy) & ~view.rate_rises
     short &= trailing_mean(view.record.loss, 20) > left * first
     short &= view.lr > 0.3 * np.maximum.accumulate(view.lr)
     return np.asarray(

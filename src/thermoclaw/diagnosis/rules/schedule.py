@@ -62,7 +62,9 @@ def layer_lr_mismatch(record: Record) -> Finding | None:
     hot = _layers_of_groups(view, np.flatnonzero(rates > known[gap]))
     cold = _layers_of_groups(view, np.flatnonzero(rates <= known[gap]))
     moved = trailing_mean(record["update_ratio"], 5)
-    fast, slow = median_over(moved, hot & view.big), median_over(moved, cold & ~hot & view.big)
+    fast, slow = (
+        median_over(moved, mask & view.big if (mask & view.big).any() else mask) for mask in (hot, cold & ~hot)
+    )
     burning = (fast > HOT_UPDATE) & ((fast > HOT_AGAINST_OTHERS * slow) | (apart > APART_FAR))
     burning[:2] = False
     for mask, span, confidence in (

@@ -22,6 +22,7 @@ from thermoclaw.record import Record
 
 VANISH_RATIO, VANISH_HIGH, VANISH_ROWS, VANISH_MOVES = 2e-3, 3e-4, 20, 0.3
 VANISH_STUCK, STUCK = 1e-3, 0.85
+BROKEN = 2.0  # of the first loss
 GONE, GONE_HIGH, GONE_KEEPS, GONE_LOST, GONE_ROWS = 1e-2, 1e-3, 0.9, 3.0, 30
 BRANCH_LAYERS, BRANCH_RATIO, BRANCH_SHARE, BRANCH_FADES, BRANCH_FROM = 6, 1e-6, 0.4, 200.0, 60
 ONE_DROP = 0.5  # of the whole, in logarithms
@@ -158,7 +159,7 @@ def _early_layers(record: Record) -> Finding | None:
         alive &= ~(moved > VANISH_MOVES * ends) | (
             (ratio < VANISH_STUCK) & (_stuck(record) | rests_high(view_of(record)))
         )
-    alive &= _fades(rms)
+    alive &= _fades(rms) & ~_exploded(record)
     span = held(alive & (ratio < VANISH_RATIO), VANISH_ROWS)
     if span is None:
         return None
@@ -188,6 +189,13 @@ def _stuck(record: Record) -> Mask:
     first = average(record.loss[:5])
     late = trailing_mean(record.loss, 20)
     return np.asarray((late > STUCK * first) & (first > 0) & (record["step"] > 25) & view_of(record).fresh)
+
+
+def _exploded(record: Record) -> Mask:
+    """Where the loss stands at a multiple of the first one: then it is steps that broke what gradients pass, [T]."""
+    first = average(record.loss[:5])
+    late = trailing_mean(record.loss, 5)
+    return np.asarray((late > BROKEN * first) & (first > 0) & view_of(record).fresh)
 
 
 def _fades(rms: Array) -> Mask:

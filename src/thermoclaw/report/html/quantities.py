@@ -108,6 +108,7 @@ SHOWN: tuple[Shown, ...] = (
     Shown("row_likeness", "Likeness of rows", scale=LINEAR, limits=(0.0, 1.0), held=True),
     Shown("attention_gain", "Attention gain", held=True),
     Shown("output_drift", "Drift of the outputs", scale=LINEAR, limits=(0.0, 1.0), held=True),
+    Shown("stable_rank", "Stable rank of the gradient", held=True),
 )
 
 _OF_FINDING = {
