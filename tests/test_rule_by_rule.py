@@ -343,6 +343,10 @@ def test_layers_that_begin_at_zero_hold_gradients_back_for_a_while() -> None:
     size = np.array([1.0, 1.0, 1.0, 1.0, 8.0, 64.0, 512.0, 4096.0])
     gates = Synthetic(optimizer="SGD").set(grad_sq=(1e-4 * size) ** 2 * np.ones((200, 8)))
     assert heard(gates.record(), "vanishing_gradients")
+    off = (
+        Synthetic(optimizer="SGD").set(grad_sq=0.09 * fading**2).probe(grad_zeros=np.where(np.arange(8) < 2, 0.99, 0.1))
+    )
+    assert "vanishing_gradients" not in [f.code for f in run_rules(off.record())]  # units there are off
     broken = Synthetic(optimizer="SGD").set(grad_sq=0.09 * fading**2).set(slice(10, None), loss=50.0)
     assert "vanishing_gradients" not in [f.code for f in run_rules(broken.record())]  # steps broke what gradients pass
     gates.columns["start_gain"] = np.where(np.arange(8) < 4, 0.58, 0.0) * np.ones((200, 8))
@@ -494,6 +498,13 @@ def test_noise_that_drowns_the_gradient() -> None:
     run.set(slice(100, None), coherence=0.005 * np.random.default_rng(2).standard_normal((100, 8)), noise_share=0.97)
     run.set(slice(100, None), loss=0.9 + 0.05 * np.random.default_rng(3).standard_normal(100))
     assert 95 <= heard(run.record(), "gradient_noise").first_step <= 105
+
+    def small(record: Record) -> Record:  # too small to tell noise from the cosines of random directions
+        return replace(record, layers=tuple(replace(layer, num_params=100) for layer in record.layers))
+
+    heard(small(run.record()), "gradient_noise")
+    thrown = run.set(slice(100, None), loss=90.0).record()
+    assert "gradient_noise" not in [f.code for f in run_rules(small(thrown))]  # weights that were thrown far
 
 
 @pytest.mark.parametrize(("wobble", "code"), [(0.02, "label_noise"), (0.5, "gradient_noise")])

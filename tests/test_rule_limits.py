@@ -197,6 +197,10 @@ def test_steps_of_a_new_model_that_never_leave_the_straight_line() -> None:
     silent(run(reach=-0.45, ratio=1.2e-4, noise=0.5), "lr_too_low")
     silent(run(ratio=1e-3), "lr_too_low")
     silent(run(falls=1e-2), "lr_too_low")  # it learns
+    heard(run(reach=-0.97, ratio=2e-3, falls=1e-3), "lr_too_low")  # steps of a usual size, that could be far longer
+    silent(run(reach=-0.9, ratio=2e-3, falls=1e-3), "lr_too_low")
+    silent(run(reach=-0.97, ratio=5e-3, falls=1e-3), "lr_too_low")
+    silent(run(reach=-0.97, ratio=2e-3, falls=7e-3), "lr_too_low")
 
 
 def test_gradients_that_never_were() -> None:
@@ -592,7 +596,7 @@ def test_gradients_that_fade_while_the_loss_stands_still_above_its_mean() -> Non
         loss = 2.5 * (level + (1.0 - level) * np.exp(-STEPS / 5.0)) + 0.01 * np.sin(STEPS)
         size = 0.1 * fades ** (np.arange(8.0) - 7.0)  # each layer's is a tenth of the next one's
         made = Synthetic(optimizer="Adam").set(loss=loss, grad_sq=size**2).probe(start_gain=DRAWN, grad_zeros=0.3)
-        return made.record()
+        return made.set(overshoot=0.0).record()
 
     assert heard(run(0.75), "vanishing_gradients").explains == ("label_noise",)
     silent(run(0.3), "vanishing_gradients")  # Adam's steps do not depend on the size of gradients
@@ -635,6 +639,8 @@ def test_a_batch_whose_loss_scatters_more_than_was_gained() -> None:
     assert "gradient_noise" not in run(1.0, noise_share=0.85)
     assert "gradient_noise" not in run(1.0, overshoot=-0.0005)  # what a step does for its batch it does for the next
     assert "gradient_noise" not in run(1.0, coherence=0.2)
+    hard = np.where(np.random.default_rng(0).random(300) < 0.2, 10.0, 0.5)  # a few batches in sixty
+    assert "gradient_noise" not in run(1.0, loss=np.where(steps < 5, 2.5, hard))
     few = 0.05 + 0.1 * np.random.default_rng(1).standard_normal((300, 1))
     assert "gradient_noise" not in run(1.0, coherence=few)  # successive gradients share more than by chance
 

@@ -37,6 +37,7 @@ LR_EXPLODED, LR_BURST_ROWS = 5.0, 20
 LR_DESCENDS, LR_AGREES = 0.1, 0.5
 LR_GAINED, LR_BACK = 0.3, 0.95
 LR_STILL_HIGH, LR_FAR = 0.1, 100.0  # of the rise of the mean; of the first loss
+LR_RECOVERS = 0.8
 LR_JUMP, LR_JUMP_ROWS = 3.0, 60
 
 
@@ -61,7 +62,7 @@ def lr_too_high(record: Record) -> Finding | None:
         ("exploded", "HIGH", burst & (signs.update_ratio > LR_UPDATE_RATIO), 3),
         ("thrown", "HIGH", thrown & (loss.smooth > 0.5 * loss.start), 5),
         ("lost", "HIGH", lost & (signs.count >= 2), 10),
-        ("thrown", "MEDIUM", thrown & (loss.smooth > 0.15 * loss.start), 10),
+        ("thrown", "MEDIUM", thrown & (loss.smooth > 0.15 * loss.start) & ~_recovers(loss), 10),
         ("thrown", "MEDIUM", stalled, 10),
         ("lost", "MEDIUM", _all_lost(loss) & lost & (trailing_max(signs.update_ratio, 40) > LR_UPDATE_RATIO), 10),
     ):
@@ -186,6 +187,11 @@ def _thrown(record: Record, loss: LossView) -> Mask:
     spike = record.loss[record["step"] <= LR_THROWN_STEPS]
     spiked = np.isfinite(spike).any() and loss.start > 0 and largest(spike) > LR_THROWN_SPIKE * loss.start
     return np.asarray((record["step"] >= 40) & bool(spiked and _thrown_far(record)))
+
+
+def _recovers(loss: LossView) -> Mask:
+    """Where half of the first loss is gone and a fifth of the rest in twenty steps: it makes up for its start, [T]."""
+    return np.asarray((loss.smooth < 0.5 * loss.start) & (loss.smooth < LR_RECOVERS * lagged(loss.smooth, 20)))
 
 
 def _stalled(record: Record, loss: LossView) -> Mask:

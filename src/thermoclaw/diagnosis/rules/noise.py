@@ -8,7 +8,17 @@ from thermoclaw.diagnosis.finding import Finding
 from thermoclaw.diagnosis.rules.batch import one_example
 from thermoclaw.diagnosis.rules.pace import CLIP_ROWS
 from thermoclaw.diagnosis.selection import tell
-from thermoclaw.diagnosis.signals import Mask, average, held, lagged, median_over, over, trailing_max, trailing_mean
+from thermoclaw.diagnosis.signals import (
+    Mask,
+    average,
+    held,
+    lagged,
+    median_over,
+    over,
+    trailing_max,
+    trailing_mean,
+    trailing_median,
+)
 from thermoclaw.diagnosis.view import View, view_of
 from thermoclaw.quantities import Array
 from thermoclaw.record import Record
@@ -26,6 +36,8 @@ STEPS_STILL = 0.15  # of the highest rate
 AGREES, AGREE_ROWS = 0.3, 60  # on average, successive gradients
 AGREE_ERRORS, AGREE_LEAST, AGREE_SHARE = 2.5, 0.025, 0.9  # a little, in much noise
 SCATTER, SCATTER_LEAST, SCATTER_SHARE, SCATTER_MEAN, SCATTER_ROWS = 1.25, 0.25, 0.93, 0.1, 60
+SCATTER_TYPICAL = 0.6  # of the first loss
+THROWN = 3.0  # of the first loss
 UNRELATED, PROMISED = 0.05, 8.0  # of what steps promise on their own batch: what they keep on the next; over the gain
 RANDOM_SIZE, RANDOM_COSINE, RANDOM_MEAN, RANDOM_SHARE, RANDOM_ROWS = 200, 2.2, 0.02, 0.9, 10
 
@@ -123,6 +135,7 @@ def _scattered(view: View) -> tuple[int, int] | None:
     gain = first - late
     kept = over(trailing_mean(view.overshoot, SCATTER_ROWS), trailing_mean(view.work, SCATTER_ROWS))
     hit = (loss.noise > SCATTER * gain) & (gain > -loss.noise) & (loss.noise > SCATTER_LEAST * np.abs(late))
+    hit &= ~(trailing_median(record.loss, WINDOW) < SCATTER_TYPICAL * first)  # a few hard batches make the mean
     hit &= (trailing_mean(view.noise_share, SCATTER_ROWS) > SCATTER_SHARE) & (np.abs(kept) < UNRELATED)
     hit &= (np.abs(trailing_mean(view.coherence, SCATTER_ROWS)) < SCATTER_MEAN) & ~_agree(view)
     hit &= (np.nancumsum(view.work) > PROMISED * gain) & _steps_still(view) & (np.arange(len(hit)) >= SETTLED)
@@ -136,6 +149,8 @@ def _drowned(view: View) -> tuple[int, int] | None:
     hit = (size < ISOTROPIC) & (before > ISOTROPIC_BEFORE) & (size < 0.3 * before) & _steps_still(view)
     hit &= np.arange(len(size)) > ISOTROPIC_ROWS + 25
     share = trailing_mean(view.noise_share, ISOTROPIC_ROWS)
+    if view.loss is not None:  # weights that were thrown far have gradients that share nothing
+        hit &= ~(trailing_mean(view.record.loss, ISOTROPIC_ROWS) > THROWN * abs(view.loss.start))
     span = held(hit & (share > 0.6), 2)
     return None if span is None else (max(span[0] - ISOTROPIC_ROWS, 0), span[1])
 

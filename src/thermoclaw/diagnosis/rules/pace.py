@@ -20,6 +20,7 @@ LOW_TINY, LOW_REACH_TINY = 2e-5, -0.2  # such steps are too short whatever the n
 LATE_ROWS, LATE_UPDATE, LATE_GAIN, LATE_REACH, LATE_PACE = 100, 6e-4, 0.01, -0.25, 10.0  # nothing gained for long
 SHORT_REACH, SHORT_UPDATE, SHORT_ROWS = -0.75, 1.5e-4, 40  # of a model that is new
 SHORT_SIGNAL, SHORT_NOISY = 0.3, 1e-4
+STRAIGHT_REACH, STRAIGHT_USUAL, STRAIGHT_LONG = -0.92, 3e-3, 60
 SHORT_LEFT, SHORT_PACE = 0.7, 3e-3  # of the first loss; what may be gained of it in a step
 NOWHERE_PATH, NOWHERE_ROWS = 0.01, 150  # all steps together
 LOW_TARGET = 3e-3  # update ratio that the advice aims at: between fine-tuning and small models from scratch
@@ -72,7 +73,11 @@ def _never_curves(view: View, ratio: Array, first: float) -> Mask:
     signal = np.maximum(1.0 - trailing_mean(view.noise_share, SHORT_ROWS), SHORT_SIGNAL)
     noisy = (view.reach < SHORT_REACH * signal) & (ratio < SHORT_NOISY)  # of another batch only the signal is there
     short = (((view.reach < SHORT_REACH) & (ratio < SHORT_UPDATE)) | noisy) & ~view.rate_rises
-    short &= trailing_mean(view.record.loss, 20) > left * first
+    straight = (view.reach < STRAIGHT_REACH) & (ratio < STRAIGHT_USUAL) & ~view.rate_rises
+    straight &= trailing_mean(straight.astype(float), STRAIGHT_LONG) > 0.99
+    short = (short & (trailing_mean(view.record.loss, 20) > left * first)) | (
+        straight & (trailing_mean(view.record.loss, 20) > SHORT_LEFT * first)
+    )
     short &= view.lr > 0.3 * np.maximum.accumulate(view.lr)
     return np.asarray(
         short & (trailing_mean(short.astype(float), SHORT_ROWS) > 0.97) & (np.arange(len(short)) >= SHORT_ROWS)

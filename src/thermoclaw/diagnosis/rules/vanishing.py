@@ -22,7 +22,7 @@ from thermoclaw.record import Record
 
 VANISH_RATIO, VANISH_HIGH, VANISH_ROWS, VANISH_MOVES = 2e-3, 3e-4, 20, 0.3
 VANISH_STUCK, STUCK = 1e-3, 0.85
-BROKEN = 2.0  # of the first loss
+BROKEN, ZEROS = 2.0, 0.95  # of the first loss; of a gradient's elements
 GONE, GONE_HIGH, GONE_KEEPS, GONE_LOST, GONE_ROWS = 1e-2, 1e-3, 0.9, 3.0, 30
 BRANCH_LAYERS, BRANCH_RATIO, BRANCH_SHARE, BRANCH_FADES, BRANCH_FROM = 6, 1e-6, 0.4, 200.0, 60
 ONE_DROP = 0.5  # of the whole, in logarithms
@@ -159,7 +159,7 @@ def _early_layers(record: Record) -> Finding | None:
         alive &= ~(moved > VANISH_MOVES * ends) | (
             (ratio < VANISH_STUCK) & (_stuck(record) | rests_high(view_of(record)))
         )
-    alive &= _fades(rms) & ~_exploded(record)
+    alive &= _fades(rms) & ~_exploded(record) & ~_are_zero(record, np.flatnonzero(mask)[:quarter].tolist())
     span = held(alive & (ratio < VANISH_RATIO), VANISH_ROWS)
     if span is None:
         return None
@@ -189,6 +189,14 @@ def _stuck(record: Record) -> Mask:
     first = average(record.loss[:5])
     late = trailing_mean(record.loss, 20)
     return np.asarray((late > STUCK * first) & (first > 0) & (record["step"] > 25) & view_of(record).fresh)
+
+
+def _are_zero(record: Record, layers: list[int]) -> Mask:
+    """Where next to all gradient elements of those layers are exactly zero: units are off, or all is flushed, [T]."""
+    zeros = view_of(record).optional("grad_zeros")[:, layers]
+    known = np.isfinite(zeros).all(axis=1)
+    last = np.maximum.accumulate(np.where(known, np.arange(len(zeros)), -1))
+    return np.asarray((last >= 0) & (np.median(zeros[np.maximum(last, 0)], axis=1) > ZEROS))
 
 
 def _exploded(record: Record) -> Mask:
