@@ -5,6 +5,7 @@ from __future__ import annotations
 from benchmarks.zoo.programs import (
     choices,
     digits,
+    everyday,
     imagery,
     languages,
     lore,
@@ -17,6 +18,7 @@ from benchmarks.zoo.programs import (
     series,
     signals,
     source,
+    staples,
     tables,
     text,
     transfer,
@@ -44,6 +46,9 @@ DEVELOPMENT: tuple[Program, ...] = (
     *lore.PROGRAMS,
     *trees.PROGRAMS,
     *plays.PROGRAMS,
+    *series.PROGRAMS,
+    *scenes.PROGRAMS,
+    *choices.PROGRAMS,
 )
-HELD_OUT: tuple[Program, ...] = (*series.PROGRAMS, *scenes.PROGRAMS, *choices.PROGRAMS)
+HELD_OUT: tuple[Program, ...] = (*everyday.PROGRAMS, *staples.PROGRAMS)
 PROGRAMS: dict[str, Program] = {program.name: program for program in (*DEVELOPMENT, *HELD_OUT)}
