@@ -14,6 +14,7 @@ import pytest
 
 from benchmarks.zoo.cases import CATALOGUE
 from benchmarks.zoo.faults import FAULTS
+from benchmarks.zoo.programs import DEVELOPMENT, HELD_OUT
 from benchmarks.zoo.report import document
 from benchmarks.zoo.score import share
 from thermoclaw.diagnosis.knobs import KNOBS
@@ -52,7 +53,7 @@ def said(code: str = "", step: int = 112) -> dict[str, Any]:
 def judged(*parts: str) -> dict[str, Any]:
     """Three runs a part: one healthy and accused, one named rightly, one called lr_too_low in error."""
     outcomes, verdicts = {}, {}
-    for part, program in (("dev", "mlp"), ("held_out", "slider")):
+    for part, program in (("dev", DEVELOPMENT[0].name), ("held_out", HELD_OUT[0].name)):
         if part in parts:
             faulty = {"healthy": None, "rate_jumps": "lr_too_high", "decay_too_high": "lr_too_low"}
             for fault, answer in faulty.items():
