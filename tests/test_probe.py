@@ -378,6 +378,16 @@ def test_positions_of_a_container_are_not_its_first_layer() -> None:
     assert np.isnan([scale["head"], scale["(root)"]]).all()
 
 
+@pytest.mark.parametrize("behind", [nn.BatchNorm1d(8), nn.LayerNorm(8)], ids=str)
+def test_a_norm_that_centers_leaves_nothing_to_tell(behind: nn.Module) -> None:
+    """What a bias adds to all examples a batch norm takes away again: its gradient is rounding."""
+    model = nn.Sequential(nn.Linear(16, 8), behind, nn.Linear(8, 3))
+    told = [scale for scale in input_scales(model, 40.0 * torch.randn(32, 16)).values() if np.isfinite(scale)]
+    assert len(told) == isinstance(behind, nn.LayerNorm)
+    apart = nn.Sequential(nn.Linear(16, 8), nn.ReLU(), behind, nn.Linear(8, 3))
+    assert len([x for x in input_scales(apart, torch.randn(32, 16)).values() if np.isfinite(x)]) == 1
+
+
 class Last(nn.Module):
     """A linear map of the last outputs of a recurrent layer, or of a cell's."""
 

@@ -159,14 +159,17 @@ def test_the_negative_of_a_cross_entropy_is_known_by_where_it_begins() -> None:
 
 
 def test_slopes_that_wander_must_fall_further() -> None:
-    def run(*, shuffled: bool) -> Record:
+    def run(*, shuffled: bool, odd: float = 1.0) -> Record:
         swing = 0.16 * np.sin(2 * np.pi * STEPS / 50.0)
         if shuffled:
             swing = np.random.default_rng(1).permutation(swing)
         alignment = np.where(STEPS < 120, 0.4, 0.12) + swing
-        return Synthetic(layers=4).set(loss=2.0, alignment=alignment[:, None]).record()
+        made = Synthetic(layers=4).set(loss=2.0, alignment=alignment[:, None])
+        made.columns["grad_sq"][118:121] *= odd**2
+        return made.record()
 
     heard(run(shuffled=True), "incoherent_update")
+    silent(run(shuffled=True, odd=10.0), "incoherent_update")  # momentum remembers what was no fault of the optimizer
     silent(run(shuffled=False), "incoherent_update")
 
 

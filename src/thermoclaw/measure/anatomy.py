@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple
 
 from torch import Tensor, nn
@@ -122,11 +123,12 @@ def _ends(model: nn.Module) -> tuple[tuple[int, ...] | None, tuple[int, ...] | N
     """Weights and biases of the first and the last module with a matrix; None for tables, and a first without bias."""
     maps: list[tuple[int, ...] | None] = []
     entry: tuple[int, ...] | None = None
+    leaves = [module for module in model.modules() if next(module.children(), None) is None]
     for module in model.modules():
         own = dict(module.named_parameters(recurse=False))
         weight, bias = own.get("weight"), own.get("bias")
         if weight is not None and not isinstance(weight, UninitializedParameter) and weight.dim() > 1:
-            ids = (id(weight),) if bias is None else (id(weight), id(bias))
+            ids = (id(weight),) if bias is None or _is_centered(module, leaves) else (id(weight), id(bias))
             maps.append(ids if sheet_of(weight, module).is_watched else None)
         elif any(_maps(name, p, module) for name, p in own.items()):
             if not maps:
@@ -134,6 +136,12 @@ def _ends(model: nn.Module) -> tuple[tuple[int, ...] | None, tuple[int, ...] | N
             maps.append(None)  # a recurrent cell, say, whose outputs are more than one product
     first, last = (maps[0] or entry, maps[-1]) if maps else (None, None)
     return first if first is not None and len(first) == 2 else None, last
+
+
+def _is_centered(module: nn.Module, leaves: Sequence[nn.Module]) -> bool:
+    """Whether a norm right behind takes each output's mean away, and with it the gradient of the bias."""
+    behind = next((b for a, b in pairwise(leaves) if a is module), None)
+    return isinstance(behind, nn.modules.batchnorm._NormBase)
 
 
 def _maps(name: str, p: Tensor, module: nn.Module) -> bool:

@@ -274,7 +274,8 @@ RULES: tuple[Rule, ...] = (
         "slope of the next batch along the step, update_ratio, steps that a tenth of the loss takes",
         f"reach < {pace.LOW_REACH}, update_ratio < {pace.LOW_UPDATE:g}, pace > {pace.LOW_PACE:g} × the steps made; of "
         f"a new model reach < {pace.SHORT_REACH}, update_ratio < {pace.SHORT_UPDATE:g} for {pace.SHORT_ROWS} steps, or "
-        f"reach < {pace.STRAIGHT_REACH} for {pace.STRAIGHT_LONG}; of a trained one update_ratio < {pace.LOW_UPDATE_TRAINED:g}",
+        f"reach < {pace.STRAIGHT_REACH} for {pace.STRAIGHT_LONG}; of a trained one update_ratio < "
+        f"{pace.LOW_UPDATE_TRAINED:g}",
         "Karpathy 2019",
     ),
     Rule(

@@ -86,7 +86,7 @@ def incoherent_update(record: Record) -> Finding | None:
     found = [
         (span, told)
         for cosine, surely in ((view.own_slope, False), (view.alignment, True))
-        if (span := held((told := _lost(view, cosine, surely=surely))[0] & still & ~(odd & surely), 2)) is not None
+        if (span := held((told := _lost(view, cosine, surely=surely))[0] & still & ~odd, 2)) is not None
     ]
     if not found:
         return None
