@@ -648,6 +648,20 @@ def test_a_batch_whose_loss_scatters_more_than_was_gained() -> None:
     assert "gradient_noise" not in run(1.0, coherence=few)  # successive gradients share more than by chance
 
 
+def test_a_turned_sign_that_breaks_the_run_at_once() -> None:
+    def run(slope: float = -0.15, fell: float = 0.0, grows: float = 4.0) -> list[str]:
+        t = np.arange(40)
+        loss = 2.1 - fell * np.exp(-np.abs(t - 8) / 2.0) + 0.1 * grows ** np.maximum(t - 17.0, 0.0) * (t >= 17)
+        made = Synthetic(40).set(loss=loss, coherence=0.5)
+        made.set(overshoot=slope * 0.3 * 0.02).set(5, overshoot=0.001).set(slice(24, None), loss=np.nan)
+        return [f.code for f in rank(run_rules(made.record())) if f.confidence != "LOW"]
+
+    assert run()[0] == "wrong_sign"
+    assert "wrong_sign" not in run(slope=0.15)  # steps that are too long
+    assert "wrong_sign" not in run(fell=1.5)  # it was right for a while
+    assert "wrong_sign" not in run(grows=1.3)
+
+
 def test_steps_of_signs_lengthen_the_weights_that_they_agree_on() -> None:
     def run(optimizer: str, layers: int) -> dict[str, str]:
         made = Synthetic(layers=2, optimizer=optimizer).set(alignment=0.05)

@@ -202,7 +202,8 @@ RULES: tuple[Rule, ...] = (
         "Steps that raise the loss they should lower",
         "change of the loss since the start against −Σ⟨g_t, Δ_{t−1}⟩, which the steps' slopes foretell",
         f"−{sign.LEAST:g} to −{sign.MOST:g} times in two windows of 4, 20 or 60 steps and as a whole (or any, to "
-        f"{sign.AWAY:g} × the first loss along steps that batches fall along; clipped: any, "
+        f"{sign.AWAY:g} × the first loss along steps that batches fall along, {sign.BURST:g} × where it explodes; "
+        "clipped: any, "
         f"from ln C or to {sign.CLIPPED_FAR:g} × the first loss); HIGH at {sign.SURE_ROSE:.0%} of the first loss",
         "docs: diagnosis",
     ),

@@ -6,7 +6,7 @@ import numpy as np
 
 from thermoclaw.diagnosis.finding import Finding
 from thermoclaw.diagnosis.selection import tell
-from thermoclaw.diagnosis.signals import Mask, average, held, lagged, over, trailing_mean, trailing_min
+from thermoclaw.diagnosis.signals import Mask, average, held, lagged, over, trailing_max, trailing_mean, trailing_min
 from thermoclaw.diagnosis.view import View, view_of
 from thermoclaw.quantities import Array
 from thermoclaw.record import Record
@@ -19,6 +19,7 @@ CLIPPED_WINDOW, CLIPPED_ROWS, ROWS, LINE, LINE_FAR = 20, 100, 3, 0.9, 0.8
 NEGATED_NEAR, NEGATED_ROWS, TIED_LEAST = 0.3, 3, 16
 AWAY, AWAY_GROWS, AWAY_ROWS = 20.0, 1.5, 20  # times the first loss, and in how many rows it grows by which factor
 AWAY_FELL = 0.3  # of the first loss, before
+BURST, BURST_GROWS, BURST_ROWS, BURST_FALLS, BURST_FIRST = 5.0, 1.4, 3, 10, 5
 
 
 def wrong_sign(record: Record) -> Finding | None:
@@ -34,6 +35,8 @@ def wrong_sign(record: Record) -> Finding | None:
     spans = [(span, window) for window in WINDOWS if (span := held(_rises_as_foretold(record, view, *window), ROWS))]
     away = held(_runs_away(record, view), ROWS)
     spans += [(away, WINDOWS[1])] if away else []
+    burst = held(_bursts(record, view), 1)
+    spans += [(burst, WINDOWS[0])] if burst else []
     if not spans:
         return None
     (_, row), (back, mean) = min(spans, key=lambda found: found[0][1])
@@ -139,7 +142,22 @@ def _runs_away(record: Record, view: View) -> Mask:
     first = np.abs(record.loss[: WINDOWS[1][1]])
     least = (1.0 - AWAY_FELL) * min(float(np.median(first)), float(first[0]))  # it may explode within them
     never_fell = np.fmin.accumulate(trailing_mean(record.loss, WINDOWS[1][1])) > least
-    return np.asarray(falls & grows & never_fell & (level > AWAY * first.max()) & (rows >= AWAY_ROWS))
+    away = grows & (level > AWAY * first.max()) & (rows >= AWAY_ROWS)
+    return np.asarray(falls & never_fell & away)
+
+
+def _bursts(record: Record, view: View) -> Mask:
+    """Where a loss that never fell explodes within a few steps, and batches fell along the ten steps before, [T].
+
+    Long steps make batches rise along them before the loss is lost.
+    """
+    loss = record.loss
+    first = average(loss[:BURST_FIRST])
+    rises = trailing_min(np.where(loss > BURST_GROWS * lagged(loss, 1), 1.0, 0.0), BURST_ROWS) > 0
+    falls = trailing_max(np.where(view.overshoot < 0, 0.0, 1.0), BURST_FALLS) == 0
+    never_fell = np.fmin.accumulate(loss) > (1.0 - AWAY_FELL) * first
+    rows = np.arange(len(loss)) >= BURST_FALLS + BURST_FIRST
+    return np.asarray(rises & falls & never_fell & rows & (loss > BURST * first))
 
 
 def _is_chance(view: View, first: Array) -> bool:
