@@ -682,6 +682,9 @@ def test_a_loss_that_explodes_at_once_is_the_cause_of_what_dies_later() -> None:
     steep = replace(told, first_step=8, raised_step=10, evidence={"loss": 30.0, "loss_at_start": 2.5})
     dead = replace(steep, code="dead_units", first_step=17, raised_step=29, evidence={})
     assert [finding.code for finding in rank([dead, steep])] == ["lr_too_high", "dead_units"]
+    decay = replace(dead, code="weight_decay_too_high", first_step=9, evidence={"decay_over_gradient": 400.0})
+    assert rank([steep, decay])[0].code == "weight_decay_too_high"  # the steps are the decay's
+    assert rank([steep, replace(decay, evidence={"decay_over_gradient": 3.0})])[0].code == "lr_too_high"
     later = replace(steep, first_step=100, raised_step=110)
     assert rank([replace(dead, first_step=109), later])[0].code == "dead_units"
 

@@ -47,6 +47,7 @@ _BY_LOSS = (
 _FAR = 300  # steps after which what comes from outside is a failure of its own
 _LARGE_SPIKE = 100.0
 CHECK_EARLY, EARLY, CHECK_LATER, CHECK_SELDOM = 8, 256, 32, 256  # steps
+_ALL_DECAY = 30.0  # times the gradient
 _AT_ONCE = 10  # steps in which a loss explodes by what was set
 _SLACK = 8  # steps by which a symptom may seem to begin before its cause
 
@@ -128,6 +129,8 @@ def _rank_of(finding: Finding) -> int:
         return -2  # the step at which it was set is known; of what follows only between which probes it began
     if finding.code == "lr_too_high" and finding.first_step <= _AT_ONCE:
         return 0
+    if finding.code == "weight_decay_too_high" and finding.evidence.get("decay_over_gradient", 0.0) > _ALL_DECAY:
+        return -1  # steps are the decay's, whatever they do
     if finding.code in ("unnormalised_input", "bad_init"):
         return -2  # they make the gradient steep
     if finding.code == "gradient_noise" and finding.evidence.get("random"):
