@@ -1,4 +1,4 @@
-"""Held-out programs as they are written every day: a small encoder, an LSTM, a denoising autoencoder, a table."""
+"""Programs as they are written every day: a small encoder, an LSTM, a denoising autoencoder, a table."""
 
 from __future__ import annotations
 
