@@ -12,6 +12,9 @@ from typing import NamedTuple
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
+LEAST_SIDE = 3  # of a gradient whose rank tells anything: errors of two classes are one number
+MOST_NUMBERS = 2**22  # in it: a larger last layer is that of a vocabulary
+
 # weight and bias of what a recurrent layer or cell does with its inputs
 _OF_INPUTS = (("weight_ih_l0", "bias_ih_l0"), ("weight_ih", "bias_ih"))
 # names of siblings that map to queries and to keys, and of maps whose output is queries, keys and values in a row
@@ -71,6 +74,7 @@ class Anatomy:
     queries: Mapping[int, QueryKey]
     entry: tuple[int, ...] | None = None  # weight and bias of the map that takes the model's inputs
     exit: tuple[int, ...] | None = None  # weight, and bias where there is one, of the last map
+    ranked: int | None = None  # weight of the last map, or of the first, whose gradient has a rank that tells anything
 
     def sheet(self, p: Tensor) -> Sheet:
         """Of any parameter, also one that is not in the model."""
@@ -103,8 +107,15 @@ def survey(model: nn.Module | Sequence[nn.Module]) -> Anatomy:
             if found is not None:
                 queries.setdefault(id(p), found)
     first = model if isinstance(model, nn.Module) else next(iter(model), None)
-    ends = _ends(first) if first is not None else (None, None)
-    return Anatomy(sheets, queries, *ends)
+    entry, last = _ends(first) if first is not None else (None, None)
+    weights = {id(p): p for p in first.parameters()} if first is not None else {}
+    ranked = next((end[0] for end in (last, entry) if end is not None and _has_rank(weights[end[0]])), None)
+    return Anatomy(sheets, queries, entry, last, ranked)
+
+
+def _has_rank(p: Tensor) -> bool:
+    sides = (p.shape[0], p.numel() // p.shape[0]) if p.dim() > 1 and p.numel() else (0, 0)
+    return min(sides) >= LEAST_SIDE and p.numel() <= MOST_NUMBERS and not p.is_complex()
 
 
 def _owned(modules: Mapping[str, nn.Module]) -> Iterator[_Owned]:

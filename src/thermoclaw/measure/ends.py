@@ -14,9 +14,6 @@ from thermoclaw.measure.anatomy import Anatomy, Matrix
 from thermoclaw.measure.columns import PROBE
 from thermoclaw.measure.rows import real
 
-LEAST_SIDE = 3  # of a gradient whose rank tells anything: errors of two classes are one number
-MOST_NUMBERS = 2**22  # in it: a larger last layer is that of a vocabulary
-
 
 class Ends:
     """Reads them, where the parameters are among those that are probed.
@@ -33,8 +30,7 @@ class Ends:
             tuple(place[key] for key in end) if end is not None and all(key in place for key in end) else ()
             for end in (anatomy.entry, anatomy.exit)
         )
-        weights = [end[0] for end in (self._exit, self._entry) if end]
-        self._ranked = next((i for i in weights if _has_rank(matrices[i].p)), None)
+        self._ranked = place.get(anatomy.ranked) if anatomy.ranked is not None else None
 
     def read(self, grads: Sequence[Tensor | None], out: Tensor) -> None:
         """Write all columns into the ring's row."""
@@ -59,11 +55,6 @@ def _input_scale(weight: Tensor, bias: Tensor, fan_in: int) -> Tensor:
     """‖g_W‖ / (‖g_b‖ √fan-in): g_W = Σ δxᵀ and g_b = Σ δ, so this is the size of x."""
     norms = [torch.linalg.vector_norm(real(g.detach())) for g in (weight, bias)]
     return norms[0] / (norms[1] * fan_in**0.5)
-
-
-def _has_rank(p: Tensor) -> bool:
-    sides = (p.shape[0], p.numel() // p.shape[0]) if p.dim() > 1 and p.numel() else (0, 0)
-    return min(sides) >= LEAST_SIDE and p.numel() <= MOST_NUMBERS and not p.is_complex()
 
 
 def _stable_rank(grad: Tensor) -> Tensor:
