@@ -358,7 +358,8 @@ QUANTITIES: tuple[Quantity, ...] = (
         "",
         "input",
         "layer",
-        "‖g_W‖ / (‖g_b‖ √fan-in) of the first layer (of a recurrent one, its map of inputs), where it has a bias",
+        "‖g_W‖ / (‖g_b‖ √fan-in) of the first layer (of a recurrent one, its map of inputs), where it has a bias and "
+        "no batch norm right behind",
         "Root mean square of the model's inputs as the first layer's gradients tell it: g_W = Σ δxᵀ, g_b = Σ δ.",
         "LeCun et al. 1998, Efficient BackProp, for inputs near unit scale",
         bands=(Band("about 1", "normalized"), Band("> 30", "the first layer is driven far harder than the rest")),

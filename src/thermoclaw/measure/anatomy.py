@@ -134,12 +134,12 @@ def _ends(model: nn.Module) -> tuple[tuple[int, ...] | None, tuple[int, ...] | N
     """Weights and biases of the first and the last module with a matrix; None for tables, and a first without bias."""
     maps: list[tuple[int, ...] | None] = []
     entry: tuple[int, ...] | None = None
-    leaves = [module for module in model.modules() if next(module.children(), None) is None]
+    centered = _centered(model)
     for module in model.modules():
         own = dict(module.named_parameters(recurse=False))
         weight, bias = own.get("weight"), own.get("bias")
         if weight is not None and not isinstance(weight, UninitializedParameter) and weight.dim() > 1:
-            ids = (id(weight),) if bias is None or _is_centered(module, leaves) else (id(weight), id(bias))
+            ids = (id(weight),) if bias is None or module in centered else (id(weight), id(bias))
             maps.append(ids if sheet_of(weight, module).is_watched else None)
         elif any(_maps(name, p, module) for name, p in own.items()):
             if not maps:
@@ -149,10 +149,10 @@ def _ends(model: nn.Module) -> tuple[tuple[int, ...] | None, tuple[int, ...] | N
     return first if first is not None and len(first) == 2 else None, last
 
 
-def _is_centered(module: nn.Module, leaves: Sequence[nn.Module]) -> bool:
-    """Whether a norm right behind takes each output's mean away, and with it the gradient of the bias."""
-    behind = next((b for a, b in pairwise(leaves) if a is module), None)
-    return isinstance(behind, nn.modules.batchnorm._NormBase)
+def _centered(model: nn.Module) -> set[nn.Module]:
+    """Modules with a norm right behind that takes each output's mean away, and with it the gradient of the bias."""
+    leaves = (module for module in model.modules() if next(module.children(), None) is None)
+    return {module for module, behind in pairwise(leaves) if isinstance(behind, nn.modules.batchnorm._NormBase)}
 
 
 def _maps(name: str, p: Tensor, module: nn.Module) -> bool:

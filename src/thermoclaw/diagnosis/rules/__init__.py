@@ -349,7 +349,8 @@ RULES: tuple[Rule, ...] = (
         "root mean square gradient of first against last layers; growth of the norm; ‖g‖‖θ‖ over the loss at the start",
         f"× {exploding.EXPLODE_RATIO:g} while the loss makes no progress; ‖g‖‖θ‖ > {exploding.STEEP:g} L and the loss "
         f"jumps, or > {exploding.STEEP_CALM:g} L in a new model, or > {exploding.OFF_STEEP:g} L where "
-        f"{exploding.OFF_ROWS} steps leave 1/{exploding.OFF_SOLVED:g} to 1/{exploding.OFF_FALL:g} of the loss",
+        f"{exploding.OFF_ROWS} steps leave 1/{exploding.OFF_SOLVED:g} to 1/{exploding.OFF_FALL:g} of a loss "
+        f"> {exploding.OFF_FROM:g}",
         "AutoTrainer (ICSE 2021)",
     ),
     Rule(
