@@ -899,6 +899,13 @@ def test_a_usual_initialization_is_known() -> None:
     assert began((24 / 144) ** 0.5, [144, 24])  # the three gates of a recurrent cell as one matrix
     assert not began(1.04 * 3**-0.5, [16, 16], 2)  # two small matrices may be at it by chance
     assert began(1.04 * 3**-0.5, [16, 16], 4)
+    assert began(1.0, [144, 48], 2)  # orthogonal, gate by gate: known exactly
+    assert began(0.75**0.5, [64, 48], 2)
+    assert not began(1.002, [144, 48], 2)
+    assert began(1.0, [12, 12, 3, 3], 3)  # He, by the fan-out of a layer that doubles its channels
+    assert began((2 * 16 / 64) ** 0.5, [64, 16, 3, 3], 2)
+    assert not began(0.45, [64, 16, 3, 3], 2)
+    assert began((32 / (3 * 16)) ** 0.5, [32, 16, 4, 4], 2)  # a transposed convolution
     assert not view_of(kept := Synthetic().record(layer_shapes=shape)).newly_initialised, kept  # nobody looked
 
     def begin(gains: Any) -> bool:
@@ -909,6 +916,10 @@ def test_a_usual_initialization_is_known() -> None:
     assert begin([0.4, 0.4, 0.23, 0.23] * 2)
     assert not begin([0.4, 0.4, 0.23, 0.31] * 2)  # three sizes
     assert not begin([0.4, 0.4, 0.23, 0.23, 0.5, 0.62, 0.7, 0.9])
+    large = {**shape, "blocks.7.fc": [640, 640]}  # most of all numbers are at no usual scale
+    uneven = Synthetic().probe(grad_zeros=0.3).set(0, start_gain=np.array([*np.sqrt([1 / 3, 2] * 3), 3**-0.5, 0.8]))
+    assert not view_of(was := uneven.record(layer_shapes=large)).newly_initialised, was
+    assert view_of(was := uneven.record(layer_shapes=shape)).newly_initialised, was
 
 
 def test_contrastive_losses_have_no_known_chance() -> None:

@@ -11,11 +11,12 @@ from __future__ import annotations
 import weakref
 from dataclasses import dataclass
 from functools import cached_property
-from math import inf, log, prod, sqrt
+from math import inf, prod
 from typing import Any
 
 import numpy as np
 
+from thermoclaw.diagnosis.initialization import LEAST_SIZE, are_usual
 from thermoclaw.diagnosis.signals import (
     LossView,
     Mask,
@@ -47,40 +48,6 @@ def _total(values: Array) -> Array:
     """Sum over layers, NaN where no layer has a value, Inf kept."""
     known = ~np.isnan(values)
     return np.where(known.any(axis=1), np.where(known, values, 0.0).sum(axis=1), np.nan)
-
-
-def _off_usual(gain: float, outputs: float, inputs: float, ltype: str) -> tuple[float, float]:
-    """How far a gain is from the nearest usual one, relatively, and the relative error of a gain of so many weights.
-
-    rms·√fan-in: 1/√3 (PyTorch, linear and convolution), √2 (He), √(2·in/(in + out)) (Glorot), 0.02·√in (GPT), and
-    √(g·in/(3·out)) where the g gates of a recurrent cell are one matrix. Tables have no fan-in: 1 (PyTorch), 0.02.
-    """
-    if ltype == "embedding":
-        scales: tuple[float, ...] = (1.0, 0.02)
-    else:
-        gates = (sqrt(gates * inputs / (3.0 * outputs)) for gates in (1.0, 3.0, 4.0))
-        scales = (3.0**-0.5, 2.0**0.5, sqrt(2.0 * inputs / (inputs + outputs)), 0.02 * sqrt(inputs), *gates)
-    return min(abs(gain / scale - 1.0) for scale in scales), 1.0 / sqrt(2.0 * inputs * outputs)
-
-
-def _off_two(size: Array, error: Array) -> Array:
-    """How far each is from the nearer of the two sizes that most have, as where residual branches begin smaller."""
-    off, rest = np.full(len(size), np.inf), np.ones(len(size), dtype=bool)
-    for _ in range(2):
-        within = np.abs(size[:, None] - size[rest]) < 3.0 * error[:, None]
-        if not within.size or within.sum(axis=0).max() < 2:
-            break
-        distance = np.abs(size - size[rest][within[rest].sum(axis=0).argmax()])
-        off, rest = np.minimum(off, distance), rest & (distance >= 3.0 * error)
-    return off
-
-
-def _at_known_scales(off: Array, error: Array, scales: float, *, share: float = 0.75) -> bool:
-    """Whether that share of them is within their errors of one of so many scales, and by no chance."""
-    near = off < 3.0 * error
-    off, error = off[near], error[near]
-    weight = np.log(np.log(10.0) / scales / (2.5 * error)) - 0.5 * (off / error) ** 2
-    return bool(near.mean() >= share and weight.sum() > np.log(20.0))
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,26 +141,12 @@ class View:
         if not len(self.record):
             return False
         gain, shapes = first_known(self.optional("start_gain")), self.record.meta.get("layer_shapes") or {}
-        off, error, size = [], [], []
-        for layer, value, counts in zip(self.record.layers, gain.tolist(), among.tolist(), strict=True):
-            shape = shapes.get(layer.name) if counts else None
-            if shape and len(shape) > 1 and prod(shape) >= 200 and 0 < value < inf:
-                inputs = float(prod(shape[1:]))
-                distance, doubt = _off_usual(float(value), float(shape[0]), inputs, layer.ltype)
-                off.append(distance)
-                error.append(doubt)
-                size.append(log(value / sqrt(1.0 if layer.ltype == "embedding" else inputs)))
-        if not self.fresh or len(off) < least:
-            return False
-        if not off:
-            return True
-        sizes, doubts = np.array(size), np.array(error)
-        if _at_known_scales(np.array(off), doubts, 4.0):
-            return True
-        alike = np.abs(sizes - np.median(sizes))
-        if len(size) > 3 and _at_known_scales(alike, doubts, 1.0):
-            return True
-        return len(size) > 7 and _at_known_scales(_off_two(sizes, doubts), doubts, 2.0, share=0.9)
+        found = [
+            (float(value), shapes[layer.name], layer.ltype)
+            for layer, value, counts in zip(self.record.layers, gain.tolist(), among.tolist(), strict=True)
+            if counts and len(shape := shapes.get(layer.name, ())) > 1 and prod(shape) >= LEAST_SIZE and 0 < value < inf
+        ]
+        return self.fresh and len(found) >= least and are_usual(found)
 
     @cached_property
     def is_game(self) -> bool:
