@@ -713,3 +713,17 @@ def test_one_loud_layer_does_not_hide_steps_that_no_longer_follow() -> None:
     assert run(0.0)["incoherent_update"] == "HIGH"
     assert "incoherent_update" not in run(0.25)
     assert "incoherent_update" not in run(0.0, odd=10.0)  # momentum remembers
+
+
+def test_gradients_that_vanish_while_a_loss_that_overshot_is_what_guessing_gives() -> None:
+    fading = np.geomspace(1e-8, 1.0, 8) * np.ones((200, 8))
+
+    def run(loss: float, drift: float = 1e-6) -> Record:
+        made = Synthetic().set(loss=np.where(STEPS < 5, 6.0, loss), grad_sq=0.09 * fading**2)
+        drifts = np.where(np.arange(8) == 7, drift, np.nan)
+        made.probe(start_gain=3**-0.5, grad_zeros=0.3, output_drift=drifts)
+        return made.record(layer_shapes={f"blocks.{i}.fc": [10, 64] for i in range(8)})
+
+    assert "vanishing_gradients" in confidences(run(2.29))  # of ten classes: ln 10
+    assert "vanishing_gradients" not in confidences(run(1.9))
+    assert "vanishing_gradients" not in confidences(run(2.29, drift=1.0))  # nobody knows what guessing gives

@@ -21,7 +21,7 @@ from thermoclaw.quantities import Array
 from thermoclaw.record import Record
 
 VANISH_RATIO, VANISH_HIGH, VANISH_ROWS, VANISH_MOVES = 2e-3, 3e-4, 20, 0.3
-VANISH_STUCK, STUCK = 1e-3, 0.85
+VANISH_STUCK, STUCK, GUESSED = 1e-3, 0.85, 0.97
 BROKEN, ZEROS = 2.0, 0.95  # of the first loss; of a gradient's elements
 GONE, GONE_HIGH, GONE_KEEPS, GONE_LOST, GONE_ROWS = 1e-2, 1e-3, 0.9, 3.0, 30
 BRANCH_LAYERS, BRANCH_RATIO, BRANCH_SHARE, BRANCH_FADES, BRANCH_FROM = 6, 1e-6, 0.4, 200.0, 60
@@ -185,10 +185,11 @@ def _early_layers(record: Record) -> Finding | None:
 
 
 def _stuck(record: Record) -> Mask:
-    """Where the loss of a new run is about what it was at first, [T]."""
-    first = average(record.loss[:5])
+    """Where the loss of a new run is about what it was at first, or what guessing gives, [T]."""
+    view, first = view_of(record), average(record.loss[:5])
     late = trailing_mean(record.loss, 20)
-    return np.asarray((late > STUCK * first) & (first > 0) & (record["step"] > 25) & view_of(record).fresh)
+    high = (late > STUCK * first) | (late > GUESSED * view.chance)
+    return np.asarray(high & (first > 0) & (record["step"] > 25) & view.fresh)
 
 
 def _are_zero(record: Record, layers: list[int]) -> Mask:
