@@ -727,3 +727,24 @@ def test_gradients_that_vanish_while_a_loss_that_overshot_is_what_guessing_gives
     assert "vanishing_gradients" in confidences(run(2.29))  # of ten classes: ln 10
     assert "vanishing_gradients" not in confidences(run(1.9))
     assert "vanishing_gradients" not in confidences(run(2.29, drift=1.0))  # nobody knows what guessing gives
+
+
+def test_a_new_classifier_that_is_sure_and_wrong_before_it_has_learned() -> None:
+    shapes = {f"blocks.{i}.fc": [10, 64] for i in range(8)}
+
+    def run(first: float, left: float, gain: Any = 3**-0.5, drift: float = 1e-6) -> Record:
+        loss = np.where(STEPS < 8, first, left - 0.002 * STEPS)
+        drifts = np.where(np.arange(8) == 7, drift, np.nan)
+        made = Synthetic().set(loss=loss, grad_sq=1e-6).probe(start_gain=gain, grad_zeros=0.3, output_drift=drifts)
+        return made.record(layer_shapes=shapes)
+
+    told = heard(run(50.0, 2.4), "exploding_gradients")
+    assert (told.raised_step, told.evidence["chance"]) == (20, pytest.approx(np.log(10.0)))
+    for other in (
+        run(9.0, 0.8),  # four times ln C
+        run(50.0, 20.0),  # a sum over a batch stays many times ln C
+        run(15.0, 2.0),
+        run(50.0, 2.4, gain=TRAINED),
+        run(50.0, 2.4, drift=1.0),  # no cross-entropy
+    ):
+        silent(other, "exploding_gradients")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from benchmarks.zoo.programs import (
+    catalog,
     choices,
     digits,
     everyday,
@@ -10,6 +11,7 @@ from benchmarks.zoo.programs import (
     languages,
     lore,
     measures,
+    office,
     photos,
     plays,
     points,
@@ -49,6 +51,8 @@ DEVELOPMENT: tuple[Program, ...] = (
     *series.PROGRAMS,
     *scenes.PROGRAMS,
     *choices.PROGRAMS,
+    *everyday.PROGRAMS,
+    *staples.PROGRAMS,
 )
-HELD_OUT: tuple[Program, ...] = (*everyday.PROGRAMS, *staples.PROGRAMS)
+HELD_OUT: tuple[Program, ...] = (*catalog.PROGRAMS, *office.PROGRAMS)
 PROGRAMS: dict[str, Program] = {program.name: program for program in (*DEVELOPMENT, *HELD_OUT)}

@@ -350,7 +350,8 @@ RULES: tuple[Rule, ...] = (
         f"× {exploding.EXPLODE_RATIO:g} while the loss makes no progress; ‖g‖‖θ‖ > {exploding.STEEP:g} L and the loss "
         f"jumps, or > {exploding.STEEP_CALM:g} L in a new model, or > {exploding.OFF_STEEP:g} L where "
         f"{exploding.OFF_ROWS} steps leave 1/{exploding.OFF_SOLVED:g} to 1/{exploding.OFF_FALL:g} of a loss "
-        f"> {exploding.OFF_FROM:g}",
+        f"> {exploding.OFF_FROM:g}; or a first loss > {exploding.GUESS_FIRST:g} ln C, of which {exploding.OFF_ROWS} "
+        f"steps leave less than {exploding.GUESS_LEFT:g} ln C",
         "AutoTrainer (ICSE 2021)",
     ),
     Rule(

@@ -16,13 +16,14 @@ EXPLODE_RATIO, BLOWN = 70.0, 100.0
 STEEP, STEEP_CALM, STEEP_TRAINED, ALREADY = 24.0, 45.0, 1000.0, 0.5
 STEEP_HIGH, STEEP_CALM_HIGH, STEEP_USUAL = 30.0, 300.0, 4.0
 OFF_STEEP, OFF_FALL, OFF_SOLVED, OFF_ROWS = 8.0, 150.0, 3000.0, 20
+GUESS_FIRST, GUESS_LEFT, GUESS_FALL = 5.0, 2.0, 10.0  # a sum over a batch is many times ln C, and stays so
 OFF_FROM = 10.0  # a first loss that may be far off: one of unit targets, or of few classes, is not
 
 
 def exploding_gradients(record: Record) -> Finding | None:
     """Gradients grow from layer to layer, or from step to step, out of all proportion."""
     profile = depth_profile(record)
-    blast = _blast(record) or _far_off(record)
+    blast = _blast(record) or _far_off(record) or _beyond_guessing(record)
     loss = view_of(record).loss
     if blast is not None or profile is None or loss is None:
         return blast
@@ -89,6 +90,31 @@ def _far_off(record: Record) -> Finding | None:
         "the scale of inputs and targets.",
         source="He et al. 2015 (arXiv 1502.01852); ⟨g, θ⟩ = kL for a loss homogeneous of degree k",
         evidence={"steepness": steep, "loss": left, "loss_at_start": first},
+    )
+
+
+def _beyond_guessing(record: Record) -> Finding | None:
+    """A new classifier's first loss is a multiple of ln C, and the first steps do nothing but undo that."""
+    view, first = view_of(record), float(record.loss[0]) if len(record) >= OFF_ROWS else np.nan
+    if not first > GUESS_FIRST * view.chance or not view.fresh or not view.newly_initialised:
+        return None
+    left = middle(record.loss[OFF_ROWS - 5 : OFF_ROWS])
+    if not (0 < left < GUESS_LEFT * view.chance and first > GUESS_FALL * left):
+        return None
+    return tell(
+        record,
+        "exploding_gradients",
+        "MEDIUM",
+        (0, OFF_ROWS - 1),
+        title="outputs began far too large",
+        seen=f"The first loss was {first:.4g}, where guessing gives ln C = {view.chance:.3g}; {OFF_ROWS} steps later "
+        f"it was {left:.4g}.",
+        meaning="Before anything was learned the model was sure, and wrong: it multiplies its signal from layer to "
+        "layer. The first steps only undo that, and the scale of what it learns with is gone.",
+        advice="Normalize between layers, use residual connections, start with smaller weights (gain near 1, the last "
+        "layer's less), check the scale of the inputs. A new classifier's first loss should be close to ln C.",
+        source="Karpathy 2019, A recipe for training neural networks: verify the loss at the start",
+        evidence={"steepness": _steepness(record, first), "loss": left, "loss_at_start": first, "chance": view.chance},
     )
 
 
