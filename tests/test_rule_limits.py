@@ -748,3 +748,16 @@ def test_a_new_classifier_that_is_sure_and_wrong_before_it_has_learned() -> None
         run(50.0, 2.4, drift=1.0),  # no cross-entropy
     ):
         silent(other, "exploding_gradients")
+
+
+def test_a_loss_that_jumps_and_stays_lost_is_no_spike_but_other_data() -> None:
+    def run(stays: float, jump: float = 8.0) -> Record:
+        made = Synthetic()
+        fallen = float(np.median(made.loss[130:150]))
+        made.set(slice(150, None), loss=fallen + stays * (1.0 + 0.02 * np.sin(STEPS[150:])))
+        made.set(150, loss=fallen + jump).set(151, loss=fallen + 0.4 * jump)
+        return made.record()
+
+    heard(run(1.8), "distribution_shift")  # all that was gained is lost again
+    heard(run(0.05), "loss_spike")
+    heard(run(1.8, jump=60.0), "loss_spike")  # such a gradient may throw weights so far

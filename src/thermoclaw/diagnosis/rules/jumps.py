@@ -26,6 +26,7 @@ SHIFT, SHIFT_HIGH, SHIFT_LEVEL, FALLS_BACK, STAYED = 2.0, 4.0, 0.1, 0.45, 0.25
 SPIKE_OVER, SPIKE_OVER_HIGH, SPIKE_OVER_LONE, SPIKE_MEMORY, STAYS = 20.0, 33.0, 1000.0, 50, 4
 SPIKE_ALIVE, TOLD, LOUD = 0.5, 2, 3.0
 SWING_ROWS, SWING_COHERENCE = 4, -0.4
+LOST_AGAIN, THROWN = 0.6, 15.0  # of all that was gained: what is lost for good; a jump that may throw weights so far
 LOSS_SPIKE, LOSS_SPIKE_BACK, MANY_SPIKES, LONE_SPIKE = 0.5, 10, 4, 6.0
 USUAL_STEP, USUAL_RATE = 3.0, 1.5
 
@@ -70,7 +71,8 @@ def distribution_shift(record: Record) -> Finding | None:
         if not usual[at] or sudden[row] <= 0.5 or _swings(view, at) or _meant(record, at) or _rose(record.loss[:at]):
             continue
         high = np.median(record.loss[at : row + 1]) > SHIFT_LEVEL * abs(view.loss.start)  # not a ripple near its end
-        if high and not _passes(record.loss[at : row + 1], float(np.median(record.loss[at - BEFORE : at]))):
+        before = float(np.median(record.loss[at - BEFORE : at]))
+        if high and not _passes(record.loss[at : row + 1], before, gained=abs(view.loss.start) - before):
             return _shift(view, at, row, float(size[row]))
     return None
 
@@ -101,9 +103,16 @@ def _falls_back(values: Array) -> bool:
         return bool((values[1:] / values[:-1] < FALLS_BACK).any())
 
 
-def _passes(values: Array, before: float) -> bool:
+def _passes(values: Array, before: float, gained: float) -> bool:
     """Whether the loss falls back, and most of the way: the first of other data may stand out, and the rest stay."""
-    return _falls_back(values) and bool(np.median(values[-3:]) - before < STAYED * (values[0] - before))
+    left = float(np.median(values[-3:])) - before
+    passes = _falls_back(values) and left < STAYED * (values[0] - before)
+    return bool(passes and not _is_lost(left, values[0] - before, gained))
+
+
+def _is_lost(left: float, jumped: float, gained: float) -> bool:
+    """Whether most of what was gained is gone, after a jump too small for one step along it to have thrown it away."""
+    return LOST_AGAIN * gained < left and jumped < THROWN * gained
 
 
 def _suddenness(view: View) -> Array:
@@ -231,10 +240,15 @@ def loss_spike(record: Record) -> Finding | None:
     usual = lagged(trailing_max(values, BEFORE), LOSS_SPIKE_BACK + 1)
     back = trailing_max(values, 3) < usual + 0.25 * lagged(over, LOSS_SPIKE_BACK)
     confirmed = lagged(hit.astype(float), LOSS_SPIKE_BACK).astype(bool) & back
-    rows = [r for r in np.flatnonzero(confirmed) if _is_alone(record, int(r) - LOSS_SPIKE_BACK, view.loss.start)]
+    rows = []
+    for row in np.flatnonzero(confirmed).tolist():
+        at = row - LOSS_SPIKE_BACK
+        left = float(np.median(values[at + AFTER - 3 : at + AFTER]) - values[max(at - BEFORE, 0) : at].max())
+        if _is_alone(record, at, view.loss.start) and not _is_lost(left, float(over[at]), float(gained[at])):
+            rows.append(row)
     if not rows:
         return None
-    row, at = int(rows[0]), int(rows[0]) - LOSS_SPIKE_BACK
+    row, at = rows[0], rows[0] - LOSS_SPIKE_BACK
     return tell(
         record,
         "loss_spike",
