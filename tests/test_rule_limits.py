@@ -761,3 +761,14 @@ def test_a_loss_that_jumps_and_stays_lost_is_no_spike_but_other_data() -> None:
     heard(run(1.8), "distribution_shift")  # all that was gained is lost again
     heard(run(0.05), "loss_spike")
     heard(run(1.8, jump=60.0), "loss_spike")  # such a gradient may throw weights so far
+
+
+def test_a_loss_thrown_up_by_the_first_steps_that_is_back_at_once_is_no_alarm() -> None:
+    def run(high: list[float]) -> dict[str, int]:
+        made = Synthetic().set(update_sq=1.0)
+        made.set(slice(6, 6 + len(high)), loss=2.5 * np.array(high))
+        return {f.code: f.raised_step for f in run_rules(made.record())}
+
+    assert "lr_too_high" not in run([6.0, 12.0, 7.0])
+    assert run([6.0, 7.0, 8.0, 12.0])["lr_too_high"] == 9
+    assert run([6.0, 12.0, 7.0, 8.0, 13.0, 6.0, 14.0, 8.0, 9.0, 6.0])["lr_too_high"] == 15  # it lasts

@@ -34,6 +34,7 @@ LR_SIGMA_GROWTH = 10.0
 LR_THROWN, LR_THROWN_SPIKE = 2.0, 1.2
 LR_STALLED_GAIN, LR_STALLED_STEP = 0.1, 100
 LR_EXPLODED, LR_BURST_ROWS = 5.0, 20
+LR_FALLS, LR_BURST_LASTS = 0.7, 8  # of the highest of late: it may be over, unless it lasts
 LR_DESCENDS, LR_AGREES = 0.1, 0.5
 LR_GAINED, LR_BACK = 0.3, 0.95
 LR_STILL_HIGH, LR_FAR = 0.1, 100.0  # of the rise of the mean; of the first loss
@@ -162,11 +163,13 @@ def _all_lost(loss: LossView) -> Mask:
 
 
 def _burst(record: Record, loss: LossView) -> Mask:
-    """The loss stands at a multiple of all it was twenty steps before, and of where it began."""
+    """The loss stands at a multiple of all it was twenty steps before, and of where it began, and stays there."""
     values = record.loss
     before = lagged(np.fmax.accumulate(np.abs(values)), LR_BURST_ROWS)
     before[:LR_BURST_ROWS] = 0.0
-    return np.asarray(values > LR_EXPLODED * np.fmax(max(loss.start, float(values[0])), before))
+    high = values > LR_EXPLODED * np.fmax(max(loss.start, float(values[0])), before)
+    falls = values < LR_FALLS * trailing_max(values, LR_BURST_LASTS // 2)
+    return np.asarray(high & ~(falls & (trailing_mean(high.astype(float), LR_BURST_LASTS) < 1.0)))
 
 
 def _thrown_far(record: Record) -> bool:
