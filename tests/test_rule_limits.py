@@ -772,3 +772,29 @@ def test_a_loss_thrown_up_by_the_first_steps_that_is_back_at_once_is_no_alarm() 
     assert "lr_too_high" not in run([6.0, 12.0, 7.0])
     assert run([6.0, 7.0, 8.0, 12.0])["lr_too_high"] == 9
     assert run([6.0, 12.0, 7.0, 8.0, 13.0, 6.0, 14.0, 8.0, 9.0, 6.0])["lr_too_high"] == 15  # it lasts
+
+
+def test_gradients_that_agree_for_forty_short_steps_say_that_these_are_too_short() -> None:
+    def run(coherence: float = 0.9, ratio: float = 4e-4, reach: float = -0.96, left: float = 0.95) -> Record:
+        made = Synthetic(100).set(loss=2.5 * np.linspace(1.0, left, 100), coherence=coherence)
+        gradient = 1e-3 * np.exp(0.1 * np.random.default_rng(0).standard_normal((100, 8)))
+        size = 10.0 * ratio
+        made.set(update_sq=size**2, grad_sq=gradient**2, alignment=1.0, overshoot=reach * gradient * size)
+        return made.probe(start_gain=DRAWN).record()
+
+    told = heard(run(), "lr_too_low")
+    assert 40 < told.raised_step < 80
+    for other in (run(coherence=0.5), run(ratio=1e-3), run(reach=-0.85), run(left=0.3)):
+        silent(other, "lr_too_low")
+
+
+def test_a_noisy_loss_that_has_fallen_must_rest_for_longer() -> None:
+    def run(level: float, rows: int) -> set[str]:
+        noise = 0.2 * np.random.default_rng(1).standard_normal(rows)
+        loss = 2.5 * (level + (1.0 - level) * np.exp(-np.arange(rows) / 4.0)) + noise
+        made = Synthetic(rows).set(loss=loss, coherence=0.3 * np.random.default_rng(2).standard_normal((rows, 8)))
+        return {f.code for f in run_rules(made.probe(start_gain=DRAWN).record())}
+
+    assert "label_noise" in run(0.97, 160)
+    assert "label_noise" not in run(0.85, 160)  # the thirds of eighty steps tell a fall of 5 %, and no less
+    assert "label_noise" in run(0.85, 600)

@@ -32,6 +32,7 @@ RESTLESS, CALM = 0.07, 0.06
 BETTER_DAYS, NEAR_CHANCE = 0.8, 1.5
 STILL_LEVEL, STILL_FALL, STILL_ROWS = 0.65, 0.015, 70
 STILL_FIRST, STILL_ERROR = 0.8, 0.05
+STILL_NEAR, STILL_ERROR_BELOW = 0.93, 0.02
 STEPS_STILL = 0.15  # of the highest rate
 AGREES, AGREE_ROWS = 0.3, 60  # on average, successive gradients
 AGREE_ERRORS, AGREE_LEAST, AGREE_SHARE = 2.5, 0.025, 0.9  # a little, in much noise
@@ -91,7 +92,8 @@ def rests_high(view: View) -> Mask:
     noise = loss.noise[SETTLED:]
     error, moved = noise * np.sqrt(2.0 / third), np.abs(early - late)
     rests = (moved + 2.0 * error < STILL_FALL * first) & (late > STILL_LEVEL * first)
-    calm = (error < STILL_ERROR * first) & (noise < SCATTER_LEAST * late)
+    near = late > STILL_NEAR * first  # what lies far below was gained once, and may be again
+    calm = (error < np.where(near, STILL_ERROR, STILL_ERROR_BELOW) * first) & (noise < SCATTER_LEAST * late)
     rests |= (moved < 2.0 * error) & calm & (late > STILL_FIRST * first)
     low = np.cumsum((view.lr <= 0.3 * np.maximum.accumulate(view.lr)) | view.rate_rises)  # in a warm-up many rest
     rests &= (low[rows] == low[start]) & (np.nancumsum(view.update_ratio)[SETTLED:] > FLAT_MOVES * SETTLED)

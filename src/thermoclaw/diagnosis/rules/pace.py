@@ -21,6 +21,7 @@ LATE_ROWS, LATE_UPDATE, LATE_GAIN, LATE_REACH, LATE_PACE = 100, 6e-4, 0.01, -0.2
 SHORT_REACH, SHORT_UPDATE, SHORT_ROWS = -0.75, 1.5e-4, 40  # of a model that is new
 SHORT_SIGNAL, SHORT_NOISY = 0.3, 1e-4
 STRAIGHT_REACH, STRAIGHT_USUAL, STRAIGHT_LONG = -0.92, 3e-3, 60
+STRAIGHT_AGREES, STRAIGHT_SHORT, STRAIGHT_LEFT = 0.75, 5e-4, 0.85  # without noise less is enough
 SHORT_LEFT, SHORT_PACE = 0.7, 3e-3  # of the first loss; what may be gained of it in a step
 NOWHERE_PATH, NOWHERE_ROWS = 0.01, 150  # all steps together
 LOW_TARGET = 3e-3  # update ratio that the advice aims at: between fine-tuning and small models from scratch
@@ -77,6 +78,13 @@ def _never_curves(view: View, ratio: Array, first: float) -> Mask:
     straight &= trailing_mean(straight.astype(float), STRAIGHT_LONG) > 0.99
     short = (short & (trailing_mean(view.record.loss, 20) > left * first)) | (
         straight & (trailing_mean(view.record.loss, 20) > SHORT_LEFT * first)
+    )
+    short |= (
+        (view.reach < STRAIGHT_REACH)
+        & (trailing_mean(view.coherence, 20) > STRAIGHT_AGREES)
+        & (ratio < STRAIGHT_SHORT)
+        & (trailing_mean(view.record.loss, 20) > STRAIGHT_LEFT * first)
+        & ~view.rate_rises
     )
     short &= view.lr > 0.3 * np.maximum.accumulate(view.lr)
     return np.asarray(
