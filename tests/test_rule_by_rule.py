@@ -125,7 +125,9 @@ def test_underflow() -> None:
     silent(large.record(), "underflow")  # gradients of ordinary size: fewer examples reach the units
     sudden = np.where(zeros > 0.5, 0.95, 0.05)
     silent(large.probe(grad_zeros=sudden).record(), "underflow")  # however few
-    assert heard(large.set(grad_sq=4e-9).record(), "underflow")
+    silent(large.set(grad_sq=4e-9).record(), "underflow")  # always the same ones: units that are off
+    others = np.where(zeros > 0.5, 0.93 + 0.04 * np.cos(np.arange(50)), 0.05)
+    assert heard(large.probe(grad_zeros=others).record(), "underflow")
     silent(Synthetic().probe(grad_zeros=0.6, silent_rows=0.0).record(), "underflow")
 
 
@@ -417,6 +419,40 @@ def test_dead_units() -> None:
     assert heard(run(0.8, 0.8), "dead_units").confidence == "HIGH"
     silent(run(0.4, 0.3), "dead_units")
     silent(run(np.linspace(0.05, 0.95, 50)), "dead_units")  # not at once
+
+
+def test_units_that_are_dead_from_the_start_are_no_gradient_that_vanishes() -> None:
+    fading = np.geomspace(1e-6, 1.0, 8) * np.ones((200, 8))
+
+    def run(first: float) -> list[str]:
+        off = np.where(np.arange(8) < 4, 0.9, 0.05)
+        made = Synthetic(optimizer="SGD").set(grad_sq=0.09 * fading**2)
+        made.probe(silent_rows=off, dead_rows=off, grad_zeros=off).set(0, grad_zeros=first)
+        made.set(slice(0, 44), dead_rows=np.nan)  # told after twelve probes
+        return [f.code for f in find(made.record())]
+
+    assert run(0.9)[0] == "dead_units"
+    assert run(0.4)[0] == "vanishing_gradients"  # they died of something
+
+
+def test_units_behind_a_layer_norm() -> None:
+    """A norm mixes them: the rows in front of it have a gradient, its own elements that are off have none."""
+
+    def run(zeros: Any, ltype: str = "layernorm") -> Record:
+        made = Synthetic().set(slice(100, None), loss=2.0).probe(silent_rows=0.0, dead_rows=0.0, grad_zeros=0.0)
+        for name in ("silent_rows", "dead_rows"):
+            made.set(layers=3, **{name: np.nan})
+        made.columns["grad_zeros"][::4, 3] = zeros
+        record = made.record()
+        norm = replace(record.layers[3], ltype=ltype)
+        return replace(record, layers=(*record.layers[:3], norm, *record.layers[4:]))
+
+    fell = np.where(np.arange(50) < 25, 0.05, 0.9)
+    told = heard(run(fell), "dead_units")
+    assert (told.confidence, told.layers) == ("HIGH", ("blocks.3.fc",))
+    silent(run(fell, "mlp"), "dead_units")
+    silent(run(np.where(np.arange(50) < 25, 0.05, 0.8 + 0.1 * np.cos(np.arange(50)))), "dead_units")  # never the same
+    assert heard(run(0.9), "dead_units").first_step == 1
 
 
 def test_dead_units_before_the_last_layer() -> None:

@@ -315,8 +315,11 @@ def test_vectors_of_a_table_that_start_far_too_large() -> None:
 
 
 def test_a_gradient_that_is_flushed_from_the_first_step_on() -> None:
-    def run(last: list[float], silent_rows: float, typical: float = 0.99, size: float = 1e-6) -> dict[str, str]:
+    def run(
+        last: list[float], silent_rows: float, typical: float = 0.99, size: float = 1e-6, last_size: float = 1e-6
+    ) -> dict[str, str]:
         made = Synthetic().probe(grad_zeros=typical, silent_rows=1.0, dead_rows=0.0).set(grad_sq=4096.0 * size**2)
+        made.set(layers=7, grad_sq=4096.0 * max(size, last_size) ** 2)
         made.columns["grad_zeros"][::4, 7] = np.resize(last, 50)
         made.columns["silent_rows"][::4, 7] = silent_rows
         return confidences(made.record())
@@ -330,6 +333,7 @@ def test_a_gradient_that_is_flushed_from_the_first_step_on() -> None:
     assert run([0.984, 0.988], 1.0, 0.995)["underflow"] == "HIGH"  # fewer than the bias has
     assert "underflow" not in run([0.984], 1.0, 0.995)
     assert "underflow" not in run([0.9], 0.4, 0.6)
+    assert "underflow" not in run([0.9], 0.4, last_size=1e-2)  # errors of ordinary size: units are off
     assert "underflow" not in run([0.9], 0.4, size=1e-3)  # of ordinary size: the few units that are on
 
 

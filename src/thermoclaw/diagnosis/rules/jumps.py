@@ -243,7 +243,7 @@ def loss_spike(record: Record) -> Finding | None:
     rows = []
     for row in np.flatnonzero(confirmed).tolist():
         at = row - LOSS_SPIKE_BACK
-        left = float(np.median(values[at + AFTER - 3 : at + AFTER]) - values[max(at - BEFORE, 0) : at].max())
+        left = float(np.median(values[at + AFTER - 3 : at + AFTER]) - np.median(values[max(at - BEFORE, 0) : at]))
         if _is_alone(record, at, view.loss.start) and not _is_lost(left, float(over[at]), float(gained[at])):
             rows.append(row)
     if not rows:

@@ -17,6 +17,7 @@ FLUSHED_PROBES, FLUSHED_SHARE, FLUSHED_WANDERS, FLUSHED_OUTPUTS = 6, 0.8, 0.04, 
 FLUSHED_BACK = 0.4  # of how far it wanders
 FLUSHED_ALL, FLUSHED_END, FLUSHED_VARIES = 0.99, 0.5, 0.12
 FLUSHED_LEAVES = 1e-3  # at most; elements of ordinary size among zeros belong to the few units that are on
+SAME_ZEROS, SAME_UP_TO = 0.01, 0.97
 DIVERGED = 1.5  # of the loss at the start
 
 
@@ -60,7 +61,9 @@ def underflow(record: Record) -> Finding | None:
         return gone
     size = middle(np.sqrt(record["grad_sq"][row] / view.sizes)[big])
     fewer = now <= ZEROS_MANY and size > ZEROS_SMALL  # of this size nothing is flushed: fewer examples reach the units
-    if fewer or middle(left_size(view)[row, big]) > FLUSHED_LEAVES:
+    of_late = zeros[probed[max(span[1] - ZEROS_LAST + 1, 0) : span[1] + 1]]
+    same = now < SAME_UP_TO and middle(np.ptp(of_late, axis=0)) < SAME_ZEROS  # always the same ones: units are off
+    if fewer or same or middle(left_size(view)[row, big]) > FLUSHED_LEAVES:
         return gone
     return tell(
         record,
@@ -110,7 +113,8 @@ def _flushed_from_the_start(view: View) -> Finding | None:
     row = int(rows[-1])
     sizes = left_size(view)[rows][:, keep]
     size = middle(sizes[-1])
-    if not (end.min() < 1 and (most or all_but_few)) or middle(sizes[0]) > FLUSHED_LEAVES:
+    ordinary = max(middle(sizes[0]), float(sizes[0, -1])) > FLUSHED_LEAVES  # where errors begin, units are off
+    if not (end.min() < 1 and (most or all_but_few)) or ordinary:
         return None
     return tell(
         record,

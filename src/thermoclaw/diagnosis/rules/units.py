@@ -7,8 +7,9 @@ import numpy as np
 from thermoclaw.diagnosis.finding import Finding, describe_layers
 from thermoclaw.diagnosis.rules.underflow import FLUSHED_LEAVES, left_size
 from thermoclaw.diagnosis.selection import chosen, tell
-from thermoclaw.diagnosis.signals import Mask, held, lagged, trailing_mean
+from thermoclaw.diagnosis.signals import Mask, held, lagged, trailing_max, trailing_mean, trailing_min
 from thermoclaw.diagnosis.view import View, view_of
+from thermoclaw.quantities import Array
 from thermoclaw.record import Record
 
 SILENT, SILENT_MORE, DEAD, ENDS = 0.7, 0.4, 0.72, 0.3
@@ -17,6 +18,8 @@ GONE, LEARNED, LEARNS, LEARNS_ROWS = 0.95, 0.5, 0.8, 40
 # one layer of several that slowly falls silent is a symptom
 MANY_LAYERS, MANY_LEFT, ROSE, ROSE_ROWS, ROSE_BACK = 4, 0.9, 1.2, 5, 40
 GAINS, FEW = 0.7, 0.02  # of the first loss; of the parameters
+FROM_THE_START = 0.75
+SILENT_PROBES, DEAD_PROBES, SAME = 3, 12, 0.03  # as those of rows; shares of elements that stay the same
 SUDDEN, EARLY_PROBES, FEW_ZEROS, MOST, SOLVED = 4, 20, 0.6, 0.95, 1e-3
 
 
@@ -74,20 +77,39 @@ def _learns(view: View, row: int) -> bool:
     return bool(level[row] < LEARNED * view.loss.start and level[row] < LEARNS * level[max(row - LEARNS_ROWS, 0)])
 
 
+def _with_norms(view: View, silent: Array, dead: Array) -> tuple[Array, Array]:
+    """The same, with the elements of norms that always get no gradient, [T, L] each.
+
+    A layer norm mixes units before they are switched off: rows in front of it have a gradient, its own elements none.
+    """
+    zeros = view.optional("grad_zeros")
+    norms = np.array([layer.ltype == "layernorm" for layer in view.record.layers]) & ~np.isfinite(silent).any(axis=0)
+    rows = np.flatnonzero(np.isfinite(zeros[:, norms]).any(axis=1))
+    if not len(rows):
+        return silent, dead
+    silent, dead = silent.copy(), dead.copy()
+    for told, probes in ((silent, SILENT_PROBES), (dead, DEAD_PROBES)):
+        low, high = trailing_min(zeros[rows], probes), trailing_max(zeros[rows], probes)
+        always = np.where((high - low < SAME) & (np.arange(len(rows)) >= probes - 1)[:, None], low, 0.0)
+        told[np.ix_(rows, norms)] = always[:, norms]
+    return silent, dead
+
+
 def dead_units(record: Record) -> Finding | None:
     """Most rows of some layers get exactly zero gradient, batch after batch."""
     view = view_of(record)
     silent, dead = view.optional("silent_rows"), view.optional("dead_rows")
-    known = np.isfinite(silent).any(axis=1)
+    known, rows_known = np.isfinite(silent).any(axis=1), np.isfinite(silent).any(axis=0)
     if view.loss is not None:
         known &= ~(np.abs(record.loss) <= SOLVED * abs(view.loss.start))  # with the loss gone, so are gradients
     probed = np.flatnonzero(known)
     if len(probed) < 2:
         return None
+    silent, dead = _with_norms(view, silent, dead)
     quiet, gone = np.nan_to_num(silent[probed]), np.nan_to_num(dead[probed])
     base = np.minimum.accumulate(np.where(np.isfinite(silent[probed]), quiet, np.inf), axis=0)
     has = np.asarray((record["grad_sq"] > 0).any(axis=0))
-    ends = np.flatnonzero(has & np.isfinite(silent).any(axis=0))
+    ends = np.flatnonzero(has & rows_known)
     last = int(ends[-1]) if len(ends) else 0  # no activation silences the last layer: that is underflow
     zeros = np.nan_to_num(view.optional("grad_zeros")[probed])
     ordinary = left_size(view)[probed, last] > FLUSHED_LEAVES  # a few units that are on, and nothing is flushed
@@ -115,6 +137,8 @@ def dead_units(record: Record) -> Finding | None:
     elif unused.any():
         return _left_out(record, mask, (start, row))
     share = float(np.median(quiet[span[1]][mask]))
+    if hit is never and np.median(zeros[0][mask]) > FROM_THE_START * share:
+        start = 0  # before any step
     learns = mask.sum() == 1 and share < GONE and _learns(view, row)
     learns |= view.sizes[mask].sum() < FEW * view.sizes.sum() and _gains(view, row)  # a bottleneck of a few units
     one = mask.sum() == 1 and view.big.sum() >= MANY_LAYERS and share < MANY_LEFT and not _rose(view, start, row)
