@@ -952,6 +952,12 @@ def test_a_usual_initialization_is_known() -> None:
     assert begin([0.4, 0.4, 0.23, 0.23] * 2)
     assert not begin([0.4, 0.4, 0.23, 0.31] * 2)  # three sizes
     assert not begin([0.4, 0.4, 0.23, 0.23, 0.5, 0.62, 0.7, 0.9])
+    table = Synthetic(layers=2).probe(grad_zeros=0.3).set(0, start_gain=np.array([12**-0.5, 3**-0.5]))
+    bag = table.record(layer_shapes={"blocks.0.fc": [1000, 64], "blocks.1.fc": [9, 64]})
+    assert not view_of(bag).newly_initialised
+    assert view_of(
+        of_words := replace(bag, layers=(replace(bag.layers[0], ltype="embedding"), bag.layers[1]))
+    ).newly_initialised, of_words
     large = {**shape, "blocks.7.fc": [640, 640]}  # most of all numbers are at no usual scale
     uneven = Synthetic().probe(grad_zeros=0.3).set(0, start_gain=np.array([*np.sqrt([1 / 3, 2] * 3), 3**-0.5, 0.8]))
     assert not view_of(was := uneven.record(layer_shapes=large)).newly_initialised, was

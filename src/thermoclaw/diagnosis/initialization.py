@@ -62,11 +62,13 @@ def _usual_gains(shape: Sequence[int], ltype: str) -> tuple[list[float], list[fl
 
     rms·√fan-in: 1/√3 (PyTorch, linear and convolution), √2 (He), √(2·in/(in + out)) (Glorot), 0.02·√in (GPT), and
     √(g·in/(3·out)) where the g gates of a recurrent cell are one matrix; √(2·in/out) (He, by fan-out). PyTorch takes a
-    transposed convolution's outputs for its inputs. Of tables: 1 (PyTorch), 0.02; 0.01, 0.1, 1/√dim, Glorot's.
+    transposed convolution's outputs for its inputs. Of tables: 1 (PyTorch), 0.02; 0.01, 0.1, those of
+    uniform numbers up to 0.05, 0.1 or 0.5, 1/√dim, Glorot's.
     """
     outputs, inputs, kernel = float(shape[0]), float(prod(shape[1:])), float(prod(shape[2:]))
     if ltype == "embedding":
-        return [1.0, 0.02], [0.01, 0.1, inputs**-0.5, sqrt(2.0 / (inputs + outputs))]
+        uniform = [half / sqrt(3.0) for half in (0.05, 0.1, 0.5)]
+        return [1.0, 0.02], [0.01, 0.1, *uniform, inputs**-0.5, sqrt(2.0 / (inputs + outputs))]
     ratio = inputs / (outputs * kernel)
     often = [3.0**-0.5, 2.0**0.5, sqrt(2.0 * ratio / (ratio + 1.0)), 0.02 * sqrt(inputs)]
     seldom = [sqrt(2.0 * ratio)]

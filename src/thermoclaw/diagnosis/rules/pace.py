@@ -80,7 +80,7 @@ def _never_curves(view: View, ratio: Array, first: float) -> Mask:
         straight & (trailing_mean(view.record.loss, 20) > SHORT_LEFT * first)
     )
     short |= (
-        (view.reach < STRAIGHT_REACH)
+        (view.reach < STRAIGHT_REACH * signal)
         & (trailing_mean(view.coherence, 20) > STRAIGHT_AGREES)
         & (ratio < STRAIGHT_SHORT)
         & (trailing_mean(view.record.loss, 20) > STRAIGHT_LEFT * first)
