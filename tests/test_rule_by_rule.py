@@ -481,6 +481,11 @@ def test_a_spike_of_the_gradient() -> None:
     assert finding.remedy.knob == "clip"
     silent(Synthetic().set(120, grad_sq=4.0).record(), "gradient_spike")
     silent(Synthetic().set(119, update_sq=9.0).set(120, grad_sq=1e4).record(), "gradient_spike")  # a long step made it
+    longer = Synthetic().set(119, update_sq=0.01)  # five times as long as others
+    silent(longer.set(120, grad_sq=1e4).record(), "gradient_spike")
+    assert heard(
+        longer.set(120, grad_sq=1e6).record(), "gradient_spike"
+    )  # no such step makes a gradient thousands-fold
 
 
 def test_a_spike_of_the_loss_and_a_shift() -> None:

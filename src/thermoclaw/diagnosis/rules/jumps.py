@@ -29,6 +29,7 @@ SWING_ROWS, SWING_COHERENCE = 4, -0.4
 LOST_AGAIN, THROWN = 0.6, 15.0  # of all that was gained: what is lost for good; a jump that may throw weights so far
 LOSS_SPIKE, LOSS_SPIKE_BACK, MANY_SPIKES, LONE_SPIKE = 0.5, 10, 4, 6.0
 USUAL_STEP, USUAL_RATE = 3.0, 1.5
+SPIKE_FAR, FAR_STEP = 1000.0, 10.0  # so large a gradient is not the doing of a step a few times as long as others
 
 
 def level_shift(view: View) -> Array:
@@ -48,13 +49,13 @@ def level_shift(view: View) -> Array:
     return np.where(np.isfinite(told), told, -np.inf)
 
 
-def was_usual(view: View) -> Mask:
-    """Whether the step that led to a row was no longer than those before it and the rate had not moved, [T]."""
+def was_usual(view: View, *, most: float = USUAL_STEP) -> Mask:
+    """Whether the step that led to a row was no longer than a few of those before and the rate had not moved, [T]."""
     step = lagged(view.update, 1)
     usual = lagged(trailing_median(view.update, 30), 3)
     rate = view.lr / np.where(lagged(view.lr, 10) > 0, lagged(view.lr, 10), np.nan)
     changed = np.abs(np.log(np.where(np.isfinite(rate) & (rate > 0), rate, 1.0))) > np.log(USUAL_RATE) * 2
-    return np.asarray((step < USUAL_STEP * usual) & ~changed)
+    return np.asarray((step < most * usual) & ~changed)
 
 
 def distribution_shift(record: Record) -> Finding | None:
@@ -164,9 +165,9 @@ def gradient_spike(record: Record) -> Finding | None:
         over = view.grad / lagged(trailing_max(view.grad, SPIKE_MEMORY), 1)
     over[:BEFORE] = 0.0
     over[trailing_mean((view.grad > 0).astype(float), BEFORE) < SPIKE_ALIVE] = 0.0  # solved: most batches have none
-    usual = was_usual(view)
-    hit = np.nan_to_num(over, posinf=np.inf) > SPIKE_OVER
-    hit &= usual & np.isfinite(view.grad)
+    over = np.nan_to_num(over, posinf=np.inf)
+    hit = (over > SPIKE_OVER) & (was_usual(view) | ((over > SPIKE_FAR) & was_usual(view, most=FAR_STEP)))
+    hit &= np.isfinite(view.grad)
     span = held(hit, 1)
     if span is None:
         return None
