@@ -127,7 +127,7 @@ RULES: tuple[Rule, ...] = (
         underflow.underflow,
         "Gradients flush to zero",
         "grad_zeros against its lowest value",
-        f"+ {underflow.ZEROS_MORE:.0%}",
+        f"+ {underflow.ZEROS_MORE:.0%}, and not always the same ones",
         "Micikevicius et al. 2018",
     ),
     Rule(
@@ -144,8 +144,8 @@ RULES: tuple[Rule, ...] = (
         units.dead_units,
         "Units that never get a gradient",
         "silent_rows, dead_rows",
-        f"> {units.SILENT:.0%} of a layer's rows; for information in one layer of less than {units.FEW:.0%} of the "
-        "parameters while the loss falls",
+        f"> {units.SILENT:.0%} of a layer's rows, or of a norm's elements and always the same ones; for information in "
+        f"one layer of less than {units.FEW:.0%} of the parameters while the loss falls",
         "SageMaker Debugger, DeadRelu; ReDo",
     ),
     Rule(
@@ -246,7 +246,8 @@ RULES: tuple[Rule, ...] = (
         "gradient_spike",
         jumps.gradient_spike,
         "One gradient out of all proportion",
-        f"norm against the largest of the last {jumps.SPIKE_MEMORY} steps, after an ordinary step",
+        f"norm against the largest of the last {jumps.SPIKE_MEMORY} steps, after an ordinary step (for × "
+        f"{jumps.SPIKE_FAR:g}, up to {jumps.FAR_STEP:g} times as long)",
         f"× {jumps.SPIKE_OVER:g}, HIGH × {jumps.SPIKE_OVER_HIGH:g}; × {jumps.SPIKE_OVER_LONE:g} where the batch's loss "
         "stands out as well and the next gradient does not",
         "ZClip; OLMo-core",
@@ -275,7 +276,8 @@ RULES: tuple[Rule, ...] = (
         "slope of the next batch along the step, update_ratio, steps that a tenth of the loss takes",
         f"reach < {pace.LOW_REACH}, update_ratio < {pace.LOW_UPDATE:g}, pace > {pace.LOW_PACE:g} × the steps made; of "
         f"a new model reach < {pace.SHORT_REACH}, update_ratio < {pace.SHORT_UPDATE:g} for {pace.SHORT_ROWS} steps, or "
-        f"reach < {pace.STRAIGHT_REACH} for {pace.STRAIGHT_LONG}; of a trained one update_ratio < "
+        f"reach < {pace.STRAIGHT_REACH} for {pace.STRAIGHT_LONG} ({pace.SHORT_ROWS} where gradients "
+        f"agree); of a trained one update_ratio < "
         f"{pace.LOW_UPDATE_TRAINED:g}",
         "Karpathy 2019",
     ),
@@ -297,7 +299,8 @@ RULES: tuple[Rule, ...] = (
         "Targets carry no information",
         f"the loss stays near its first level, calmly, at noise_share > {noise.FLAT_SHARE}",
         f"level > {noise.FLAT_LEVEL:.0%} of the first loss; of a new model > {noise.STILL_LEVEL:.0%}, and no fall of "
-        f"{noise.STILL_FALL:.1%} of it in the later half of the run, {noise.STILL_ROWS} steps or more",
+        f"{noise.STILL_FALL:.1%} of it in the later half of the run, {noise.STILL_ROWS} steps or more; above "
+        f"{noise.STILL_NEAR:.0%} none beyond its noise",
         "docs: diagnosis",
     ),
     Rule(
