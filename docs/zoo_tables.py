@@ -329,10 +329,10 @@ def _missed(figures: Row) -> str:
         for title, bar, is_floor, figure in known
         if (figure["share"] >= bar) != is_floor
     ]
-    told = f"Missed bars: {'; '.join(missed)}." if missed else "No bar was missed."
+    told = f"Missed of these: {'; '.join(missed)}." if missed else "None of these was missed."
     unknown = [title for title, _, _, figure in wide if figure["share"] is None]
     told += f" No run to judge by: {'; '.join(unknown)}." if unknown else ""
-    return f"{len(wide)} bars were set beforehand. {told}"
+    return f"{len(wide)} bars on shares of runs were set beforehand, others on delay and confidence. {told}"
 
 
 PARTS: dict[str, Callable[[], str]] = {
