@@ -40,10 +40,14 @@ def _drawn(font: FT2Font, letter: str) -> Tensor:
 
 @cache
 def letters() -> Data:
-    """4,218 images of 37 letters in nineteen fonts, each turned, moved and scaled a little, and which letter it is."""
+    """4,218 images of 37 letters in nineteen fonts, each turned, moved and scaled a little, and which letter it is.
+
+    Old versions of matplotlib bring one font less.
+    """
     images = []
-    for name in FONTS:
-        font = FT2Font(str(_folder("fonts/ttf") / f"{name}.ttf"))
+    files = [path for name in FONTS if (path := _folder("fonts/ttf") / f"{name}.ttf").exists()]
+    for path in files:
+        font = FT2Font(str(path))
         font.set_size(36, 72)
         images += [_drawn(font, letter) for letter in LETTERS]
     drawn = torch.stack(images)[:, None].repeat(VIEWS, 1, 1, 1)
@@ -55,7 +59,7 @@ def letters() -> Data:
     grid = F.affine_grid(turned, [len(drawn), 1, LETTER_SIZE, LETTER_SIZE], align_corners=False)
     x = F.grid_sample(drawn, grid, align_corners=False)
     x = x + 0.05 * torch.randn(x.shape, generator=random)
-    y = torch.arange(len(LETTERS)).repeat(VIEWS * len(FONTS))
+    y = torch.arange(len(LETTERS)).repeat(VIEWS * len(files))
     return _split((x - x.mean()) / x.std(), y)
 
 
