@@ -124,12 +124,7 @@ class View:
 
     @cached_property
     def newly_initialised(self) -> bool:
-        """Whether weight matrices began at the scales of usual initializations; trained ones are at none of these.
-
-        Each matrix is weighed: how much likelier is its scale if it is a usual one, known to the error of a root mean
-        square of so many normal numbers, than if it is anything within a factor of ten? Or all have one standard
-        deviation, whichever, or one of two.
-        """
+        """Whether weight matrices began at the scales of usual initializations; see `initialization.are_usual`."""
         return self._at_usual_scales(np.ones(len(self.record.layers), dtype=bool), 2)
 
     @cached_property
