@@ -779,8 +779,10 @@ def test_a_loss_thrown_up_by_the_first_steps_that_is_back_at_once_is_no_alarm() 
 
 
 def test_gradients_that_agree_for_forty_short_steps_say_that_these_are_too_short() -> None:
-    def run(coherence: float = 0.9, ratio: float = 4e-4, reach: float = -0.96, left: float = 0.95) -> Record:
-        made = Synthetic(100).set(loss=2.5 * np.linspace(1.0, left, 100), coherence=coherence)
+    def run(
+        coherence: float = 0.9, ratio: float = 4e-4, reach: float = -0.96, left: float = 0.95, noise: float = 0.0
+    ) -> Record:
+        made = Synthetic(100).set(loss=2.5 * np.linspace(1.0, left, 100), coherence=coherence, noise_share=noise)
         gradient = 1e-3 * np.exp(0.1 * np.random.default_rng(0).standard_normal((100, 8)))
         size = 10.0 * ratio
         made.set(update_sq=size**2, grad_sq=gradient**2, alignment=1.0, overshoot=reach * gradient * size)
@@ -790,6 +792,7 @@ def test_gradients_that_agree_for_forty_short_steps_say_that_these_are_too_short
     assert 40 < told.raised_step < 80
     for other in (run(coherence=0.5), run(ratio=1e-3), run(reach=-0.85), run(left=0.3)):
         silent(other, "lr_too_low")
+    assert heard(run(reach=-0.85, noise=0.15), "lr_too_low")  # of another batch only the signal is there
 
 
 def test_a_noisy_loss_that_has_fallen_must_rest_for_longer() -> None:
