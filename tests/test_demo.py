@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import sys
 from dataclasses import dataclass, field, replace
@@ -169,7 +170,8 @@ def test_the_demo_writes_what_it_names_and_exits_by_its_verdict(tmp_path: Path, 
 
 
 def test_the_branch_is_drawn_from_the_step_at_which_it_began(tmp_path: Path, monkeypatch) -> None:
-    plots = pytest.importorskip("thermoclaw.report.plots", exc_type=ImportError)
+    pytest.importorskip("matplotlib")
+    plots = importlib.import_module("thermoclaw.report.plots")
     drawn: list[Record] = []
     monkeypatch.setattr(plots, "compare", lambda records, **settings: drawn.extend(records))
     monkeypatch.setattr(plots, "plot_dashboard", lambda *a, **k: None)
