@@ -23,7 +23,7 @@ OFF_FROM = 10.0  # a first loss that may be far off: one of unit targets, or of 
 def exploding_gradients(record: Record) -> Finding | None:
     """Gradients grow from layer to layer, or from step to step, out of all proportion."""
     profile = depth_profile(record)
-    blast = _blast(record) or _far_off(record) or _beyond_guessing(record)
+    blast = _blast(record) or _far_off(record)
     loss = view_of(record).loss
     if blast is not None or profile is None or loss is None:
         return blast
@@ -69,12 +69,24 @@ def _steepness(record: Record, first: float) -> float:
 
 
 def _far_off(record: Record) -> Finding | None:
-    """A new model's first loss is hundreds of times what the first steps leave of it, and that by depth."""
+    """A new model's first loss is hundreds of times what the first steps leave of it, by depth; or many times ln C."""
     view, first = view_of(record), float(record.loss[0]) if len(record) >= OFF_ROWS else np.nan
-    if not first > OFF_FROM or not view.fresh or not view.newly_initialised:
+    if not first > 0 or not view.fresh or not view.newly_initialised:
         return None
     left, steep = middle(record.loss[OFF_ROWS - 5 : OFF_ROWS]), _steepness(record, first)
-    if not (first / OFF_SOLVED < left < first / OFF_FALL and steep > OFF_STEEP):
+    evidence = {"steepness": steep, "loss": left, "loss_at_start": first}
+    if first > OFF_FROM and first / OFF_SOLVED < left < first / OFF_FALL and steep > OFF_STEEP:
+        seen = (
+            f"{first / left:,.0f} times what {OFF_ROWS} steps left of it, and ‖g‖‖θ‖ of a typical layer was "
+            f"{steep:.1f} times it: the loss is a high power of the weights."
+        )
+    elif first > GUESS_FIRST * view.chance and 0 < left < GUESS_LEFT * view.chance and first > GUESS_FALL * left:
+        seen = (
+            f"where guessing gives ln C = {view.chance:.3g}, and {OFF_ROWS} steps later it was {left:.4g}: before "
+            "anything was learned the model was sure, and wrong."
+        )
+        evidence["chance"] = view.chance
+    else:
         return None
     return tell(
         record,
@@ -82,39 +94,14 @@ def _far_off(record: Record) -> Finding | None:
         "MEDIUM",
         (0, OFF_ROWS - 1),
         title="outputs began far too large",
-        seen=f"The first loss was {first:.4g}, {first / left:,.0f} times what {OFF_ROWS} steps left of it, and ‖g‖‖θ‖ "
-        f"of a typical layer was {steep:.1f} times it: the loss is a high power of the weights.",
+        seen=f"The first loss was {first:.4g}, {seen}",
         meaning="The model multiplies its signal from layer to layer, and with it the gradient; the first steps only "
         "undo that, and the scale of what it learns with is gone.",
-        advice="Normalize between layers, use residual connections, start with smaller weights (gain near 1), check "
-        "the scale of inputs and targets.",
-        source="He et al. 2015 (arXiv 1502.01852); ⟨g, θ⟩ = kL for a loss homogeneous of degree k",
-        evidence={"steepness": steep, "loss": left, "loss_at_start": first},
-    )
-
-
-def _beyond_guessing(record: Record) -> Finding | None:
-    """A new classifier's first loss is a multiple of ln C, and the first steps do nothing but undo that."""
-    view, first = view_of(record), float(record.loss[0]) if len(record) >= OFF_ROWS else np.nan
-    if not first > GUESS_FIRST * view.chance or not view.fresh or not view.newly_initialised:
-        return None
-    left = middle(record.loss[OFF_ROWS - 5 : OFF_ROWS])
-    if not (0 < left < GUESS_LEFT * view.chance and first > GUESS_FALL * left):
-        return None
-    return tell(
-        record,
-        "exploding_gradients",
-        "MEDIUM",
-        (0, OFF_ROWS - 1),
-        title="outputs began far too large",
-        seen=f"The first loss was {first:.4g}, where guessing gives ln C = {view.chance:.3g}; {OFF_ROWS} steps later "
-        f"it was {left:.4g}.",
-        meaning="Before anything was learned the model was sure, and wrong: it multiplies its signal from layer to "
-        "layer. The first steps only undo that, and the scale of what it learns with is gone.",
-        advice="Normalize between layers, use residual connections, start with smaller weights (gain near 1, the last "
-        "layer's less), check the scale of the inputs. A new classifier's first loss should be close to ln C.",
-        source="Karpathy 2019, A recipe for training neural networks: verify the loss at the start",
-        evidence={"steepness": _steepness(record, first), "loss": left, "loss_at_start": first, "chance": view.chance},
+        advice="Normalize between layers, use residual connections, start with smaller weights (gain near 1; a new "
+        "classifier's first loss should be close to ln C), check the scale of inputs and targets.",
+        source="He et al. 2015 (arXiv 1502.01852); ⟨g, θ⟩ = kL for a loss homogeneous of degree k; Karpathy 2019, A "
+        "recipe for training neural networks: verify the loss at the start",
+        evidence=evidence,
     )
 
 

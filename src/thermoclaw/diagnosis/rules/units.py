@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from thermoclaw.diagnosis.finding import Finding, describe_layers
 from thermoclaw.diagnosis.rules.underflow import FLUSHED_LEAVES, left_size
@@ -11,6 +12,8 @@ from thermoclaw.diagnosis.signals import Mask, held, lagged, trailing_max, trail
 from thermoclaw.diagnosis.view import View, view_of
 from thermoclaw.quantities import Array
 from thermoclaw.record import Record
+
+Rows = NDArray[np.intp]
 
 SILENT, SILENT_MORE, DEAD, ENDS = 0.7, 0.4, 0.72, 0.3
 UNUSED_ROWS = 3
@@ -95,34 +98,33 @@ def _with_norms(view: View, silent: Array, dead: Array) -> tuple[Array, Array]:
     return silent, dead
 
 
+def _silenced(view: View, probed: Rows, silent: Array, gone: Array, zeros: Array) -> tuple[Mask, Mask]:
+    """Where most units of a layer fell silent at once, and where they always were, at P probes, [P, L] each."""
+    quiet = np.nan_to_num(silent)
+    base = np.minimum.accumulate(np.where(np.isfinite(silent), silent, np.inf), axis=0)
+    has = np.asarray((view.record["grad_sq"] > 0).any(axis=0))
+    ends = np.flatnonzero(has & np.isfinite(view.optional("silent_rows")).any(axis=0))
+    last = int(ends[-1]) if len(ends) else 0  # no activation silences the last layer: that is underflow
+    ordinary = left_size(view)[probed, last] > FLUSHED_LEAVES  # a few units that are on, and nothing is flushed
+    alive = has[None, :] & ((quiet[:, last] < ENDS) & ((zeros[:, last] < MOST) | ordinary))[:, None]
+    earlier = lagged(quiet, SUDDEN)  # fewer and fewer zeros come of underflow, at once they come of units
+    fell = (quiet > SILENT) & (quiet > base + SILENT_MORE) & (quiet > earlier + SILENT_MORE)
+    fell &= (lagged(zeros, SUDDEN) < FEW_ZEROS) & alive
+    return fell, (gone > DEAD) & has[None, :] & (np.arange(len(quiet)) < EARLY_PROBES)[:, None]
+
+
 def dead_units(record: Record) -> Finding | None:
     """Most rows of some layers get exactly zero gradient, batch after batch."""
     view = view_of(record)
-    silent, dead = view.optional("silent_rows"), view.optional("dead_rows")
-    known, rows_known = np.isfinite(silent).any(axis=1), np.isfinite(silent).any(axis=0)
+    silent, dead = _with_norms(view, view.optional("silent_rows"), view.optional("dead_rows"))
+    known = np.isfinite(view.optional("silent_rows")).any(axis=1)
     if view.loss is not None:
         known &= ~(np.abs(record.loss) <= SOLVED * abs(view.loss.start))  # with the loss gone, so are gradients
     probed = np.flatnonzero(known)
     if len(probed) < 2:
         return None
-    silent, dead = _with_norms(view, silent, dead)
-    quiet, gone = np.nan_to_num(silent[probed]), np.nan_to_num(dead[probed])
-    base = np.minimum.accumulate(np.where(np.isfinite(silent[probed]), quiet, np.inf), axis=0)
-    has = np.asarray((record["grad_sq"] > 0).any(axis=0))
-    ends = np.flatnonzero(has & rows_known)
-    last = int(ends[-1]) if len(ends) else 0  # no activation silences the last layer: that is underflow
-    zeros = np.nan_to_num(view.optional("grad_zeros")[probed])
-    ordinary = left_size(view)[probed, last] > FLUSHED_LEAVES  # a few units that are on, and nothing is flushed
-    alive = has[None, :] & ((quiet[:, last] < ENDS) & ((zeros[:, last] < MOST) | ordinary))[:, None]
-    earlier = lagged(quiet, SUDDEN)  # fewer and fewer zeros come of underflow, at once they come of units
-    fell = (
-        (quiet > SILENT)
-        & (quiet > base + SILENT_MORE)
-        & (quiet > earlier + SILENT_MORE)
-        & (lagged(zeros, SUDDEN) < FEW_ZEROS)
-        & alive
-    )
-    never = (gone > DEAD) & has[None, :] & (np.arange(len(quiet)) < EARLY_PROBES)[:, None]
+    quiet, zeros = np.nan_to_num(silent[probed]), np.nan_to_num(view.optional("grad_zeros")[probed])
+    fell, never = _silenced(view, probed, silent[probed], np.nan_to_num(dead[probed]), zeros)
     for hit, rows in ((fell, 2), (never, 1)):
         span = held(np.asarray(hit.any(axis=1)), rows)
         if span is not None:
