@@ -15,6 +15,7 @@ from thermoclaw.diagnosis.engine import find, run_rules
 from thermoclaw.diagnosis.refutations import REFUTED_BY
 from thermoclaw.diagnosis.rules import RULES, outside
 from thermoclaw.diagnosis.view import view_of
+from thermoclaw.quantities import LAYER_COLUMNS
 from thermoclaw.record import Record
 
 
@@ -453,6 +454,11 @@ def test_units_behind_a_layer_norm() -> None:
     silent(run(fell, "mlp"), "dead_units")
     silent(run(np.where(np.arange(50) < 25, 0.05, 0.8 + 0.1 * np.cos(np.arange(50)))), "dead_units")  # never the same
     assert heard(run(0.9), "dead_units").first_step == 1
+    both = run(fell)  # a batch norm behind a convolution: its elements are the rows'
+    values = both.layer_values.copy()
+    values[::4, 2, LAYER_COLUMNS.index("grad_zeros")] = fell
+    values[::4, 2, LAYER_COLUMNS.index("silent_rows")] = np.roll(fell, 2)  # told two probes later
+    assert heard(replace(both, layer_values=values), "dead_units").layers == ("blocks.2.fc",)
 
 
 def test_dead_units_before_the_last_layer() -> None:

@@ -73,7 +73,7 @@ def distribution_shift(record: Record) -> Finding | None:
             continue
         high = np.median(record.loss[at : row + 1]) > SHIFT_LEVEL * abs(view.loss.start)  # not a ripple near its end
         before = float(np.median(record.loss[at - BEFORE : at]))
-        if high and not _passes(record.loss[at : row + 1], before, gained=abs(view.loss.start) - before):
+        if high and not _passes(record.loss[at : row + 1], before, gained=view.loss.start - before):
             return _shift(view, at, row, float(size[row]))
     return None
 

@@ -21,7 +21,7 @@ GONE, LEARNED, LEARNS, LEARNS_ROWS = 0.95, 0.5, 0.8, 40
 # one layer of several that slowly falls silent is a symptom
 MANY_LAYERS, MANY_LEFT, ROSE, ROSE_ROWS, ROSE_BACK = 4, 0.9, 1.2, 5, 40
 GAINS, FEW = 0.7, 0.02  # of the first loss; of the parameters
-FROM_THE_START = 0.75
+FROM_THE_START = 0.75  # of the silent share, at the first probe
 SILENT_PROBES, DEAD_PROBES, SAME = 3, 12, 0.03  # as those of rows; shares of elements that stay the same
 SUDDEN, EARLY_PROBES, FEW_ZEROS, MOST, SOLVED = 4, 20, 0.6, 0.95, 1e-3
 
@@ -132,7 +132,9 @@ def dead_units(record: Record) -> Finding | None:
     else:
         return None
     start, row = int(probed[max(span[0] - 2, 0)]), int(probed[span[1]])  # silence is told two probes later
-    mask = hit[span[1]]
+    mask, of_rows = hit[span[1]], np.isfinite(view.optional("silent_rows")).any(axis=0)
+    if (mask & of_rows).any():
+        mask = mask & of_rows  # a norm of the same units is no second layer
     unused = _unused(record, row)
     if (mask & ~unused).any():
         mask = mask & ~unused
