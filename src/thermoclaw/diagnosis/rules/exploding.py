@@ -74,7 +74,7 @@ def _far_off(record: Record) -> Finding | None:
     if not first > 0 or not view.fresh or not view.newly_initialised:
         return None
     left, steep = middle(record.loss[OFF_ROWS - 5 : OFF_ROWS]), _steepness(record, first)
-    evidence = {"steepness": steep, "loss": left, "loss_at_start": first}
+    guess = {}
     if first > OFF_FROM and first / OFF_SOLVED < left < first / OFF_FALL and steep > OFF_STEEP:
         seen = (
             f"{first / left:,.0f} times what {OFF_ROWS} steps left of it, and ‖g‖‖θ‖ of a typical layer was "
@@ -85,7 +85,7 @@ def _far_off(record: Record) -> Finding | None:
             f"where guessing gives ln C = {view.chance:.3g}, and {OFF_ROWS} steps later it was {left:.4g}: before "
             "anything was learned the model was sure, and wrong."
         )
-        evidence["chance"] = view.chance
+        guess = {"chance": view.chance}
     else:
         return None
     return tell(
@@ -101,7 +101,7 @@ def _far_off(record: Record) -> Finding | None:
         "classifier's first loss should be close to ln C), check the scale of inputs and targets.",
         source="He et al. 2015 (arXiv 1502.01852); ⟨g, θ⟩ = kL for a loss homogeneous of degree k; Karpathy 2019, A "
         "recipe for training neural networks: verify the loss at the start",
-        evidence=evidence,
+        evidence={"steepness": steep, "loss": left, "loss_at_start": first, **guess},
     )
 
 
