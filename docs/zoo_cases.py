@@ -8,7 +8,7 @@ from collections.abc import Callable
 from markdown_tables import plain, table
 from zoo_tables import counts, parts, percent, share, zoo
 
-from thermoclaw.diagnosis import engine
+from thermoclaw.diagnosis import looks
 
 
 def definitions() -> str:
@@ -56,9 +56,10 @@ def _what_is_right() -> list[tuple[str, str]]:
         "sooner."
     )
     live = (
-        f"means that alarms are replayed as they would have come: the rules look every {engine.CHECK_EARLY} steps "
-        f"up to step {engine.EARLY} and every {engine.CHECK_LATER} from then on (a thirty-second of longer runs), each "
-        "time at the rows up to there, and are heard one block of rows later."
+        f"means that alarms are replayed as they would have come: the rules look every {looks.CHECK_EARLY} steps "
+        f"up to step {looks.EARLY} and every {looks.CHECK_LATER} from then on (a thirty-second of longer runs), and at "
+        "once where a loss is suddenly twice the largest of the last eight, each time at the rows up to "
+        "there. On an accelerator rows are heard a block later, and sudden losses not at once: told beside it."
     )
     return [
         ("Detected", detected),

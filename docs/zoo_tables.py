@@ -109,16 +109,14 @@ def headline() -> str:
         asked = "–" if bar is None else f"{'≥' if is_floor else '≤'} {percent(bar)}"
         cells = [title, asked]
         for _, part in known:
-            cells += [share(part["totals"][key]), met(part["totals"][key], bar, is_floor)]
+            figure = part["totals"].get(key)  # a file of before lacks some
+            cells += [share(figure), met(figure, bar, is_floor) if figure else ""]
         rows.append(tuple(cells))
-    for key, title in (
-        ("median_delay_steps", "median delay, in steps"),
-        ("median_delay_of_allowed", "median delay, of what counts as in time"),
-    ):
-        cells = [title, "≤ 1" if key.endswith("allowed") else "–"]
+    for key, title, most in zoo("report").DELAYS:
+        cells = [title, "–" if most is None else f"≤ {most:g}"]
         for _, part in known:
-            value = part["totals"][key]
-            cells += [steps(value), yes(value <= 1) if key.endswith("allowed") and value is not None else ""]
+            value = part["totals"].get(key)
+            cells += [steps(value), yes(value <= most) if None not in (most, value) else ""]
         rows.append(tuple(cells))
     heads = ["figure", "asked"]
     for title, _ in known:

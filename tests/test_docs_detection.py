@@ -46,8 +46,10 @@ def outcome(name: str, *, held_out: bool, fault: str | None = None) -> dict[str,
 
 def said(code: str = "", step: int = 112) -> dict[str, Any]:
     finding = {"code": code, "confidence": "HIGH", "first_step": step, "raised_step": step}
-    alarms = [{**finding, "told_step": step + 8}] if code else []
-    return {"findings": [finding] if code else [], "alarms": alarms, "rivals": {"NaN or rising": []}}
+    alarms = [{**finding, "told_step": step}] if code else []
+    late = [{**finding, "told_step": step + 8}] if code else []
+    findings = [finding] if code else []
+    return {"findings": findings, "alarms": alarms, "alarms_on_device": late, "rivals": {"NaN or rising": []}}
 
 
 def judged(*parts: str) -> dict[str, Any]:
@@ -105,9 +107,9 @@ def test_figures_are_those_of_the_file(zoo_tables: ModuleType) -> None:
     assert "not measured" not in headline
     assert "| failing runs detected (HIGH or MEDIUM) | ≥ 95 % | 100 % (2 of 2; 34–100 %) | yes | 100 %" in headline
     assert "| healthy runs accused (HIGH) | ≤ 0.5 % | 100 % (1 of 1; 21–100 %) | **no** |" in headline
-    assert "| median delay, in steps | – | 20 |" in headline
+    assert "| median delay, in steps | – | 12 |" in headline
     failures = parts()["zoo-by-failure"]()
-    assert "| `weight_decay_too_high` | 100 % (1 of 1; 21–100 %) | 0 % (0 of 1; 0–79 %) | – | 20 |" in failures
+    assert "| `weight_decay_too_high` | 100 % (1 of 1; 21–100 %) | 0 % (0 of 1; 0–79 %) | – | 12 |" in failures
     assert "| held out | 29 / 27 | 100 % (2 of 2; 34–100 %) | 50 %" in re.sub(
         r"\d+ / \d+", "29 / 27", parts()["zoo-by-program"]()
     )

@@ -357,10 +357,17 @@ def _jump(run: Run, step: int) -> None:
             group["lr"] = 3.0
 
 
+def _blast(run: Run, step: int) -> None:
+    if step == 42:
+        for group in run.optimizer.param_groups:
+            group["lr"] = 1000.0
+
+
 FAILING = {
     "decay": Job(lambda model: torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=5.0)),
     "rate": Job(lambda model: torch.optim.AdamW(model.parameters(), lr=1.0)),
     "jump": replace(SGD, before=_jump),
+    "blast": replace(SGD, before=_blast),  # looked at between two regular looks
 }
 
 

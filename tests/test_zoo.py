@@ -28,6 +28,7 @@ from benchmarks.zoo.store import Store
 from benchmarks.zoo.training import Nobody, train
 from benchmarks.zoo.variants import VARIANTS
 from benchmarks.zoo.vet import verdict
+from synthetic import Synthetic
 from thermoclaw.record import Record
 
 
@@ -202,9 +203,25 @@ def test_judging_does_not_read_the_alarms_of_the_day(store: Store) -> None:
 
 
 def test_the_replay_looks_when_the_observer_looks() -> None:
-    assert judge.check_steps(20) == [8, 16]
-    assert judge.check_steps(330)[-3:] == [256, 288, 320]
-    assert np.diff(judge.check_steps(100_000))[-3:].tolist() == [256, 256, 256]
+    def looks_at(last: int, **losses: float) -> list[int]:
+        given = np.array([losses.get(f"at_{step}", 1.0) for step in range(1, last + 1)])
+        run = Synthetic(last, layers=1)
+        run.loss = given
+        return list(judge.looks_at(run.record()))
+
+    assert looks_at(20) == [8, 16]
+    assert looks_at(330)[-3:] == [256, 288, 320]
+    assert np.diff(looks_at(10_000))[-3:].tolist() == [256, 256, 256]
+    assert looks_at(20, at_11=3.0) == [8, 11, 16]
+
+
+def test_on_an_accelerator_alarms_come_a_block_later_and_none_at_once() -> None:
+    given = np.where(np.arange(1, 341) < 290, 1.0 + 0.1 * np.cos(np.arange(340)), np.nan)
+    run = Synthetic(340)
+    run.loss = given
+    said = judge.judge_record(run.set(slice(289, None), grad_sq=np.nan).record())
+    assert [(a["code"], a["told_step"]) for a in said["alarms"]] == [("non_finite", 297)]
+    assert [(a["code"], a["told_step"]) for a in said["alarms_on_device"]] == [("non_finite", 320 + 8)]
 
 
 def test_the_command_line_goes_from_traces_to_figures(
@@ -248,8 +265,9 @@ def outcome(name: str, *, fault: str | None = None, final: float | None = 0.2, *
 
 def said(*findings: tuple[str, str, int]) -> dict[str, Any]:
     plain = [{"code": c, "confidence": k, "first_step": s, "raised_step": s} for c, k, s in findings]
-    urgent = [{**f, "told_step": f["raised_step"] + 8} for f in plain if f["confidence"] != "LOW"]
-    return {"findings": plain, "alarms": urgent, "rivals": {"NaN or rising": []}}
+    urgent = [{**f, "told_step": f["raised_step"]} for f in plain if f["confidence"] != "LOW"]
+    late = [{**f, "told_step": f["raised_step"] + 8} for f in urgent]
+    return {"findings": plain, "alarms": urgent, "alarms_on_device": late, "rivals": {"NaN or rising": []}}
 
 
 def test_a_fault_counts_only_if_it_hurts_more_than_seeds_differ() -> None:
@@ -272,8 +290,8 @@ def test_a_healthy_run_counts_only_if_it_learns() -> None:
 def test_detection_needs_an_urgent_finding_after_the_fault() -> None:
     told = outcome("mlp.plain.rate_jumps.0", fault="rate_jumps")
     row = score.score_case(told, said(("lr_too_high", "HIGH", 120)))
-    assert (row["detected"], row["named"], row["delay"]) == (True, True, 28)
-    assert row["delay_share"] == pytest.approx(28 / 25)  # the sooner of a tenth of 300 steps and 25
+    assert (row["detected"], row["named"], row["delay"], row["on_device"]["delay"]) == (True, True, 20, 28)
+    assert row["delay_share"] == pytest.approx(20 / 25)  # the sooner of a tenth of 300 steps and 25
     assert not score.score_case(told, said(("lr_too_high", "LOW", 120)))["detected"]
     early = score.score_case(told, said(("plateau", "MEDIUM", 50), ("lr_too_high", "HIGH", 120)))
     assert (early["early"], early["named"]) == (["plateau"], True)
@@ -284,7 +302,9 @@ def test_detection_needs_an_urgent_finding_after_the_fault() -> None:
 def test_divergence_must_be_found_before_the_loss_is_lost() -> None:
     told = outcome("mlp.plain.rate_jumps.0", fault="rate_jumps", final=None, non_finite_step=140)
     assert score.score_case(told, said(("lr_too_high", "HIGH", 120)))["before_broken"] is True
-    assert score.score_case(told, said(("lr_too_high", "HIGH", 139)))["before_broken"] is False
+    late = score.score_case(told, said(("lr_too_high", "HIGH", 139)))
+    assert (late["before_broken"], late["on_device"]["before_broken"]) == (True, False)
+    assert score.score_case(told, said(("lr_too_high", "HIGH", 140)))["before_broken"] is False
     at_once = {**told, "non_finite_step": 100}
     assert score.score_case(at_once, said(("lr_too_high", "HIGH", 120)))["before_broken"] is None
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from benchmarks.zoo.cases import Case
-from benchmarks.zoo.judge import URGENT, check_steps, without_alarms
+from benchmarks.zoo.judge import URGENT, looks_at, without_alarms
 from benchmarks.zoo.run import Watching, begin_worker
 from benchmarks.zoo.run import _plain as plain
 from benchmarks.zoo.store import Store
@@ -62,7 +62,7 @@ def first_alarm(record: Record, confidences: Sequence[str]) -> Finding | None:
     """What today's rules would have told first, with one of these confidences, while the run went on."""
     bare, known = without_alarms(record), []
     with np.errstate(all="ignore"):
-        for step in check_steps(record.num_steps):
+        for step in looks_at(record):
             fresh = live_findings(bare.rows(stop=step + 1), known=known)
             known += fresh
             for finding in fresh:

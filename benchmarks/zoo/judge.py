@@ -1,14 +1,15 @@
 """Traces to verdicts: replay the live checks on each record, then diagnose it whole. Rules change, traces stay.
 
 A record keeps the alarms that the rules of its day raised; they are taken off and raised anew. A check happens at the
-steps at which the observer looks, on the rows up to there; it is told one block later, as values reach the host.
+steps at which the observer looks, on the rows up to there. Runs are trained on the CPU, where that is told at once; on
+an accelerator values reach the host a block later, and a sudden loss is not looked at before: told beside it.
 """
 
 from __future__ import annotations
 
 import logging
 import multiprocessing
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
@@ -16,21 +17,27 @@ import numpy as np
 
 from benchmarks.zoo.rivals import RIVALS
 from benchmarks.zoo.store import Store
-from thermoclaw.diagnosis.engine import check_interval, find, live_findings
+from thermoclaw.diagnosis.engine import find, live_findings
 from thermoclaw.diagnosis.finding import Finding
+from thermoclaw.diagnosis.looks import Looks
 from thermoclaw.lab.progress import Progress
 from thermoclaw.record import Record
 
 URGENT = ("HIGH", "MEDIUM")
 
 
-def check_steps(last: int) -> list[int]:
-    """Steps at which the rules look while a run of `last` steps goes on."""
-    steps, step = [], check_interval(0)
-    while step <= last:
-        steps.append(step)
-        step += check_interval(step)
-    return steps
+def looks_at(record: Record, *, at_once: bool = True) -> Iterator[int]:
+    """Steps at which the rules look while a run goes on.
+
+    Args:
+        record: of the whole run, every step of it.
+        at_once: whether losses are known in their own step, as on the CPU, so that sudden ones are looked at.
+    """
+    looks = Looks()
+    for step, loss in zip(record.steps.astype(int).tolist(), record.loss.tolist(), strict=True):
+        sudden = at_once and looks.is_sudden(loss)
+        if looks.is_due(step) or sudden:
+            yield step
 
 
 def without_alarms(record: Record, alarms: Sequence[Finding] = ()) -> Record:
@@ -40,10 +47,10 @@ def without_alarms(record: Record, alarms: Sequence[Finding] = ()) -> Record:
     return Record(record.steps, record.layers, record.layer_values, record.run_values, dict(record.meta), tuple(events))
 
 
-def replayed(record: Record) -> list[Finding]:
-    """Alarms that today's rules would have raised while the run went on."""
+def replayed(record: Record, *, at_once: bool = True) -> list[Finding]:
+    """Alarms that today's rules would have raised while the run went on; `at_once` as for `looks_at`."""
     alarms: list[Finding] = []
-    for step in check_steps(record.num_steps):
+    for step in looks_at(record, at_once=at_once):
         alarms += live_findings(record.rows(stop=step + 1), known=alarms)
     return alarms
 
@@ -56,17 +63,22 @@ def judge_record(record: Record, *, replay: bool = True) -> dict[str, Any]:
         replay: whether to go through the live checks; without, a finding counts as told when it was certain.
 
     Returns:
-        `findings`, ranked, and `alarms` in the order in which they were told, as plain data.
+        `findings`, ranked, the `alarms` in the order in which they were told, and those of the same run on an
+        accelerator, `alarms_on_device`, as plain data.
     """
     bare = without_alarms(record)
     alarms = replayed(bare) if replay else []
     findings = find(without_alarms(bare, alarms))
+    late = alarms
     if not replay:
-        alarms = sorted((f for f in findings if f.confidence in URGENT), key=lambda f: f.raised_step)
+        late = alarms = sorted((f for f in findings if f.confidence in URGENT), key=lambda f: f.raised_step)
+    elif list(looks_at(bare)) != list(looks_at(bare, at_once=False)):
+        late = replayed(bare, at_once=False)
     lag = int((record.meta.get("settings") or {}).get("lag", 8))
     return {
         "findings": [_plain(finding) for finding in findings],
-        "alarms": [{**_plain(alarm), "told_step": alarm.raised_step + lag} for alarm in alarms],
+        "alarms": [{**_plain(alarm), "told_step": alarm.raised_step} for alarm in alarms],
+        "alarms_on_device": [{**_plain(alarm), "told_step": alarm.raised_step + lag} for alarm in late],
     }
 
 

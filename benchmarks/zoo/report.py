@@ -17,6 +17,12 @@ BARS = (
     ("accused_high", "healthy runs accused (HIGH)", 0.005, False),
     ("in_time", "detected within 10 % of the run or 25 steps", None, True),
     ("before_non_finite", "divergence found before the loss is non-finite", 0.90, True),
+    ("before_non_finite_on_device", "the same with the lag of an accelerator", None, True),
+)
+DELAYS = (
+    ("median_delay_steps", "median delay, in steps", None),
+    ("median_delay_of_allowed", "median delay, of what counts as in time", 1.0),
+    ("median_delay_of_allowed_on_device", "the same with the lag of an accelerator", None),
 )
 
 
@@ -130,9 +136,9 @@ def _headline(part: Mapping[str, Any]) -> str:
         )
         asked = "" if bar is None else f"{'≥' if is_floor else '≤'} {100 * bar:g} %"
         rows.append((title, percent(figure), asked, met))
-    allowed = figures["median_delay_of_allowed"]
-    rows.append(("median delay, of what is allowed", allowed, "≤ 1", "" if allowed is None else _yes(allowed <= 1)))
-    rows.append(("median delay in steps", figures["median_delay_steps"], "", ""))
+    for key, title, most in DELAYS:
+        met = "" if most is None or figures[key] is None else _yes(figures[key] <= most)
+        rows.append((title, figures[key], "" if most is None else f"≤ {most:g}", met))
     return table(("figure", "measured", "asked for", "met"), rows)
 
 

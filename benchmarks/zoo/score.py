@@ -23,12 +23,15 @@ def score_case(outcome: Mapping[str, Any], verdict: Mapping[str, Any]) -> Row:
     first = outcome["first_faulty_step"] or 0
     codes = outcome["codes"]
     urgent = [f for f in verdict["findings"] if f["confidence"] in URGENT and f["raised_step"] >= first]
-    told = [a for a in verdict["alarms"] if a["confidence"] in URGENT and a["raised_step"] >= first]
+    told, on_device = (
+        [a for a in verdict[alarms] if a["confidence"] in URGENT and a["raised_step"] >= first]
+        for alarms in ("alarms", "alarms_on_device")
+    )
     said = list(dict.fromkeys(f["code"] for f in urgent))
     end = outcome["steps"]
     when = min((a["told_step"] for a in told), default=end if urgent else None)
+    then = min((a["told_step"] for a in on_device), default=end if urgent else None)
     right = min((a["told_step"] for a in told if a["code"] in codes), default=None)
-    broke = outcome["non_finite_step"]
     return {
         "name": outcome["name"],
         "program": outcome["program"],
@@ -43,11 +46,21 @@ def score_case(outcome: Mapping[str, Any], verdict: Mapping[str, Any]) -> Row:
         "detected": bool(urgent),
         "named": bool(said) and said[0] in codes,
         "named_in_two": any(code in codes for code in said[:2]),
-        "delay": None if when is None else max(min(when, end) - first, 0),
-        "delay_share": None if when is None else max(min(when, end) - first, 0) / min(SHARE * end, STEPS),
+        **_when(outcome, when),
         "delay_of_cause": None if right is None else max(min(right, end) - first, 0),
-        "before_broken": None if broke is None or _breaks_at_once(outcome) else when is not None and when < broke,
+        "on_device": _when(outcome, then),
         "findings": verdict["findings"],
+    }
+
+
+def _when(outcome: Mapping[str, Any], told: int | None) -> Row:
+    """How long after the fault something was told of, as a share of what is allowed, and whether before the end."""
+    first, end, broke = outcome["first_faulty_step"] or 0, outcome["steps"], outcome["non_finite_step"]
+    delay = None if told is None else max(min(told, end) - first, 0)
+    return {
+        "delay": delay,
+        "delay_share": None if delay is None else delay / min(SHARE * end, STEPS),
+        "before_broken": None if broke is None or _breaks_at_once(outcome) else told is not None and told < broke,
     }
 
 
@@ -58,11 +71,10 @@ def _breaks_at_once(outcome: Mapping[str, Any]) -> bool:
 
 def score_rival(outcome: Mapping[str, Any], sayings: Sequence[Mapping[str, Any]]) -> Row:
     """A rival's sayings in the shape of `score_case`; any code that a saying may mean counts."""
-    first, end = outcome["first_faulty_step"] or 0, outcome["steps"]
+    first = outcome["first_faulty_step"] or 0
     late = [s for s in sayings if s["step"] >= first]
     right = [bool(set(s["codes"]) & set(outcome["codes"])) for s in late]
     when = min((s["step"] for s in late), default=None)
-    broke = outcome["non_finite_step"]
     return {
         "name": outcome["name"],
         "program": outcome["program"],
@@ -72,9 +84,7 @@ def score_rival(outcome: Mapping[str, Any], sayings: Sequence[Mapping[str, Any]]
         "detected": bool(late),
         "named": bool(right) and right[0],
         "named_in_two": any(right[:2]),
-        "delay": None if when is None else max(when - first, 0),
-        "delay_share": None if when is None else max(when - first, 0) / min(SHARE * end, STEPS),
-        "before_broken": None if broke is None or _breaks_at_once(outcome) else when is not None and when < broke,
+        **_when(outcome, when),
     }
 
 
@@ -96,6 +106,7 @@ def totals(rows: Sequence[Row]) -> Row:
     broken = [r for r in failing if r["before_broken"] is not None]
     delays = [r["delay"] for r in found]
     shares = [r["delay_share"] for r in found]
+    later = [r.get("on_device", r) for r in found]  # rivals are asked at once wherever a run is
     return {
         "failing": len(failing),
         "healthy": len(healthy),
@@ -108,7 +119,11 @@ def totals(rows: Sequence[Row]) -> Row:
         "median_delay_steps": median(delays) if delays else None,
         "median_delay_of_allowed": round(median(shares), 3) if shares else None,
         "in_time": share(sum(s <= 1.0 for s in shares), len(failing)),
+        "median_delay_of_allowed_on_device": round(median(r["delay_share"] for r in later), 3) if later else None,
         "before_non_finite": share(sum(bool(r["before_broken"]) for r in broken), len(broken)),
+        "before_non_finite_on_device": share(
+            sum(bool(r.get("on_device", r)["before_broken"]) for r in broken), len(broken)
+        ),
         "accused_before_the_fault": sum(bool(r.get("early")) for r in failing),
     }
 

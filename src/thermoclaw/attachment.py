@@ -17,10 +17,11 @@ from torch import nn
 
 from thermoclaw import checkpoint
 from thermoclaw.attach import Hooks, can_hook, only_makes_state
-from thermoclaw.diagnosis.engine import check_interval, live_findings
+from thermoclaw.diagnosis.engine import live_findings
 from thermoclaw.diagnosis.finding import Finding
+from thermoclaw.diagnosis.looks import Looks
 from thermoclaw.failsafe import Failsafe, never_stops
-from thermoclaw.losses import Loss, Losses, as_scalar
+from thermoclaw.losses import Loss, Losses, as_scalar, is_on_host
 from thermoclaw.measure.meter import Meter
 from thermoclaw.measure.settings import Settings
 from thermoclaw.measure.sharded import PeerFailed
@@ -78,7 +79,8 @@ class Attachment(Failsafe):
         self.run_id: str | None = None  # of a run that is kept on disk
         self._told_step = 0
         self.model, self._optimizer = model, optimizer
-        self._next_check = check_interval(0)
+        self._looks = Looks()
+        self._is_sudden = False  # the loss of the step just made
         self._losses = Losses()
         self.surroundings = Surroundings(optimizer, self.meter.layout)
         self._polling = Polling(self.meter)
@@ -187,7 +189,10 @@ class Attachment(Failsafe):
         if checked is None or self.meter.is_capturing():
             return
         if fresh:
-            self.meter.set_loss(self._losses.of_step(checked, self.meter.intake.start_step + self.meter.num_calls))
+            mean = self._losses.of_step(checked, self.meter.intake.start_step + self.meter.num_calls)
+            self.meter.set_loss(mean)
+            if self.meter.device.type == "cpu" and is_on_host(mean):
+                self._is_sudden = self._looks.is_sudden(float(mean))
         else:
             self._losses.keep(checked)
 
@@ -239,9 +244,11 @@ class Attachment(Failsafe):
         if self.meter.cadence.decision is not None and not self._has_cadence_event:
             self._has_cadence_event = True
             self.events.append({"step": last, **self.meter.cadence.decision})
-        if last >= self._next_check:
-            self._next_check = last + check_interval(last)
-            self._look_for_alarms(last)
+        sudden, self._is_sudden = self._is_sudden and self.meter.is_on_host, False
+        if sudden:
+            self.meter.ingest(everything=True)
+        if self._looks.is_due(last) or sudden:
+            self._look_for_alarms(self.meter.intake.last_step if sudden else last)
         return last
 
     def _look_for_alarms(self, last: int) -> None:
@@ -267,7 +274,7 @@ class Attachment(Failsafe):
     def resume(self, record: Record | None, *, step: int, epoch: int) -> bool:
         """Continue a run after `step` steps; whether the earlier rows could be put before the new ones."""
         self.meter.continue_from(step, epoch=epoch)
-        self._next_check = step + check_interval(0)
+        self._looks = Looks(step)
         mine = [(layer.name, layer.num_params) for layer in self.meter.layout.layers]
         fits = record is not None and mine == [(layer.name, layer.num_params) for layer in record.layers]
         if record is not None and fits:
@@ -304,7 +311,7 @@ class Attachment(Failsafe):
         return {
             "meter": self.meter.state_dict(),
             "events": text(self.events),
-            "next_check": self._next_check,
+            "looks": self._looks.state_dict(),
             "has_cadence_event": self._has_cadence_event,
             "losses": self._losses.pending,
             "last_loss_step": self._losses.last_step,
@@ -343,7 +350,8 @@ class Attachment(Failsafe):
         if not all(isinstance(e, dict) and isinstance(e.get("step"), int) for e in self.events):
             raise StateError("its events lack their steps")
         self.alarms = _alarms_in(self.events)
-        self._next_check, self._has_cadence_event = count(state, "next_check"), take(state, "has_cadence_event", bool)
+        self._looks.load_state_dict(take(state, "looks", dict))
+        self._has_cadence_event = take(state, "has_cadence_event", bool)
         self._losses.load(take(state, "losses", list), count(state, "last_loss_step"), self.meter.device)
         self.surroundings.load_state_dict(state)
         self._calls_at_start = self.meter.num_calls

@@ -404,7 +404,11 @@ class Observer(Readout):
 
     @property
     def alarms(self) -> list[Finding]:
-        """Findings raised so far while training, the oldest first. Rules look every 8 to 256 steps."""
+        """Findings raised so far while training, the oldest first.
+
+        Rules look every 8 to 256 steps, and on the CPU also in the step whose loss is suddenly twice the largest of
+        the last eight.
+        """
         return list(self._attachment.alarms)
 
     def on_alarm(self, tell: Callable[[Finding], None]) -> None:

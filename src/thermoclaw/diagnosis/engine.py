@@ -46,7 +46,6 @@ _BY_LOSS = (
 )
 _FAR = 300  # steps after which what comes from outside is a failure of its own
 _LARGE_SPIKE = 100.0
-CHECK_EARLY, EARLY, CHECK_LATER, CHECK_SELDOM = 8, 256, 32, 256  # steps
 _ALL_DECAY = 30.0  # times the gradient
 _AT_ONCE = 10  # steps in which a loss explodes by what was set
 _SLACK = 8  # steps by which a symptom may seem to begin before its cause
@@ -151,14 +150,6 @@ def _explains(root: Finding, symptom: Finding) -> bool:
     if symptom.code in _FROM_OUTSIDE and _began(symptom) > _began(root) + _FAR:
         return False
     return _began(root) <= _began(symptom) + _SLACK or _rank_of(root) < _rank_of(symptom)
-
-
-def check_interval(step: int) -> int:
-    """Steps from one look of the rules to the next: 8 early on, then 32, then a thirty-second of the run, 256 at most.
-
-    A look costs about as much as the record is long; so a step's share of it does not grow with the run.
-    """
-    return CHECK_EARLY if step < EARLY else max(CHECK_LATER, min(step // 32 // 8 * 8, CHECK_SELDOM))
 
 
 def live_findings(record: Record, *, known: Sequence[Finding]) -> list[Finding]:

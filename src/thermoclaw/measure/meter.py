@@ -245,6 +245,11 @@ class Meter:
         """Whether other processes measure the rest of this model and count on this one to take part."""
         return self._parts.has_peers
 
+    @property
+    def is_on_host(self) -> bool:
+        """Whether reading the last rows waits for nobody: neither for a device nor for another process."""
+        return all(unit.device.type == "cpu" for unit in self.layout.units) and not self.has_peers
+
     def limp_before(self) -> None:
         """After a failure here, before a step: do no more than the other processes count on."""
         with quiet_math():

@@ -89,7 +89,7 @@ class Keeper:
         if attachment is None or self._is_done or os.getpid() != self._pid:
             return
         try:
-            waits_for_nobody = _is_on_host(attachment)
+            waits_for_nobody = attachment.meter.is_on_host
             if waits_for_nobody:
                 attachment.catch_up()
             self._finish(attachment, testify=waits_for_nobody)
@@ -153,12 +153,6 @@ def _check_size(attachment: Any, max_bytes: int) -> None:
         raise ValueError(
             f"run_bytes={max_bytes} is room for {rows} rows of these {num_layers} layers: give at least {least}"
         )
-
-
-def _is_on_host(attachment: Any) -> bool:
-    """Whether reading the last rows waits for nobody."""
-    units = attachment.meter.layout.units
-    return all(unit.device.type == "cpu" for unit in units) and not attachment.meter.has_peers
 
 
 def _call_weakly(keeper: Keeper) -> Callable[[], None]:
