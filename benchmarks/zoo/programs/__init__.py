@@ -5,6 +5,7 @@ from __future__ import annotations
 from benchmarks.zoo.programs import (
     catalog,
     choices,
+    depot,
     digits,
     everyday,
     imagery,
@@ -16,6 +17,7 @@ from benchmarks.zoo.programs import (
     plays,
     points,
     relations,
+    rota,
     scenes,
     series,
     signals,
@@ -53,6 +55,8 @@ DEVELOPMENT: tuple[Program, ...] = (
     *choices.PROGRAMS,
     *everyday.PROGRAMS,
     *staples.PROGRAMS,
+    *catalog.PROGRAMS,
+    *office.PROGRAMS,
 )
-HELD_OUT: tuple[Program, ...] = (*catalog.PROGRAMS, *office.PROGRAMS)
+HELD_OUT: tuple[Program, ...] = (*rota.PROGRAMS, *depot.PROGRAMS)
 PROGRAMS: dict[str, Program] = {program.name: program for program in (*DEVELOPMENT, *HELD_OUT)}
