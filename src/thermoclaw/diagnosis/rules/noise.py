@@ -274,11 +274,12 @@ def label_noise(record: Record) -> Finding | None:
         "label_noise",
         "MEDIUM",
         (0, row),
-        title="targets carry next to no information",
+        title="nothing is learned but the mean of the targets",
         seen=seen,
-        meaning="Once the mean of the targets is learned, nothing in the inputs tells more about them.",
+        meaning="Either the inputs tell nothing more about the targets, or the model has not begun to use them: one "
+        "that fills in masked tokens can rest at their frequencies for thousands of steps.",
         advice="Check that inputs and targets still belong together (shuffled apart, off by one, wrong column, wrong "
-        "mapping); train on ten examples: a sound set-up learns them by heart.",
+        "mapping); train on ten examples: a sound set-up learns them by heart. If it does, go on, or try another rate.",
         source="docs: diagnosis, label noise; Zhang et al. 2017 (arXiv 1611.03530) for training on random labels",
         evidence={"loss_share": level / view.loss.start, "noise_share": share},
     )
