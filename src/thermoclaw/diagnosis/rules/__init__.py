@@ -277,7 +277,7 @@ RULES: tuple[Rule, ...] = (
         f"reach < {pace.LOW_REACH}, update_ratio < {pace.LOW_UPDATE:g}, pace > {pace.LOW_PACE:g} × the steps made; of "
         f"a new model reach < {pace.SHORT_REACH}, update_ratio < {pace.SHORT_UPDATE:g} for {pace.SHORT_ROWS} steps, or "
         f"reach < {pace.STRAIGHT_REACH} for {pace.STRAIGHT_LONG} ({pace.SHORT_ROWS} where gradients "
-        f"agree); of a trained one update_ratio < "
+        f"agree), and a tenth of the loss takes > {pace.SHORT_NEEDED:g} steps; of a trained one update_ratio < "
         f"{pace.LOW_UPDATE_TRAINED:g}",
         "Karpathy 2019",
     ),

@@ -103,7 +103,7 @@ def rests_high(view: View) -> Mask:
 def gradient_noise(record: Record) -> Finding | None:
     """The batch is too small, or the gradient too noisy, for the signal in it."""
     noisy, alone = _noisy(record), one_example(view_of(record))
-    return min((f for f in (noisy, alone) if f is not None), key=lambda f: f.raised_step, default=None)
+    return min((f for f in (noisy, alone) if f is not None), key=lambda f: (f.severity, f.raised_step), default=None)
 
 
 def _noisy(record: Record) -> Finding | None:
@@ -114,7 +114,7 @@ def _noisy(record: Record) -> Finding | None:
     span = held(found[0] & (found[1] > RESTLESS) & ~_agree(view), 8) if found is not None and known else None
     random = _random(view)
     drowned = random or _drowned(view)
-    if drowned is not None and (span is None or drowned[0] < span[0]):
+    if drowned is not None:
         return _noise(view, drowned, sudden=True, random=random is not None)
     scattered = _scattered(view)
     if scattered is not None and (span is None or scattered[1] < span[1]):
@@ -225,7 +225,7 @@ def _noise(
     return tell(
         record,
         "gradient_noise",
-        "HIGH" if sudden else "MEDIUM",
+        "HIGH" if sudden else "LOW",  # batches as small as they should be look the same for long
         span,
         title="the gradient is mostly noise",
         seen=f"{since}; {share:.0%} of the squared gradient is noise.",

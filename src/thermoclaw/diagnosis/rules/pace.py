@@ -23,6 +23,7 @@ SHORT_SIGNAL, SHORT_NOISY = 0.3, 1e-4
 STRAIGHT_REACH, STRAIGHT_USUAL, STRAIGHT_LONG = -0.92, 3e-3, 60
 STRAIGHT_AGREES, STRAIGHT_SHORT, STRAIGHT_LEFT = 0.75, 5e-4, 0.85  # without noise less is enough
 SHORT_LEFT, SHORT_PACE = 0.7, 3e-3  # of the first loss; what may be gained of it in a step
+SHORT_NEEDED = 60.0  # steps that a tenth of the loss takes; in fewer a run gets somewhere, however straight it goes
 NOWHERE_PATH, NOWHERE_ROWS = 0.01, 150  # all steps together
 LOW_TARGET = 3e-3  # update ratio that the advice aims at: between fine-tuning and small models from scratch
 CLIPPED_UPDATE, CLIPPED_GAIN = 6e-4, 0.15
@@ -59,7 +60,7 @@ def _crawling(view: View, *, update: float = LOW_UPDATE, gain: float = LOW_GAIN)
     )
     late = (view.reach < LATE_REACH) & (ratio < LATE_UPDATE) & nothing & (pace > LATE_PACE)
     where |= late & ~view.rate_rises & (view.lr > 0) & (np.arange(len(record)) >= LATE_ROWS)
-    where |= _never_curves(view, ratio, first)
+    where |= _never_curves(view, ratio, first) & (needed > SHORT_NEEDED)
     path = np.nancumsum(view.update_ratio)
     stands = (path < NOWHERE_PATH) & little & (np.arange(len(record)) >= NOWHERE_ROWS)
     where |= stands & (view.reach < 0) & (descent > 0) & ~view.rate_rises & (view.lr > 0)
