@@ -822,3 +822,15 @@ def test_noise_that_comes_suddenly_is_told_although_the_loss_was_restless_before
     record = made.record(layer_shapes={f"blocks.{i}.fc": [10, 64] for i in range(8)})
     assert confidences(record.rows(stop=200))["gradient_noise"] == "LOW"
     assert confidences(record)["gradient_noise"] == "HIGH"
+
+
+def test_gradients_of_a_model_that_has_not_moved_may_be_as_random_as_noise() -> None:
+    random = np.random.default_rng(0)
+
+    def run(ratio: float) -> dict[str, str]:
+        made = Synthetic(120).set(loss=2.3 + 0.1 * random.standard_normal(120), noise_share=0.99)
+        made.set(coherence=64**-1 * random.standard_normal((120, 8)), update_sq=(10.0 * ratio) ** 2)
+        return confidences(made.record())
+
+    assert run(1e-3)["gradient_noise"] == "HIGH"
+    assert "gradient_noise" not in run(1e-4)

@@ -41,6 +41,7 @@ SCATTER_TYPICAL = 0.6  # of the first loss
 THROWN = 3.0  # of the first loss
 UNRELATED, PROMISED = 0.05, 8.0  # of what steps promise on their own batch: what they keep on the next; over the gain
 RANDOM_SIZE, RANDOM_COSINE, RANDOM_MEAN, RANDOM_SHARE, RANDOM_ROWS = 200, 2.2, 0.02, 0.9, 10
+RANDOM_PATH = 0.02  # of the weights, all steps together
 
 
 def _flat(view: View) -> tuple[Mask, Array] | None:
@@ -160,7 +161,8 @@ def _drowned(view: View) -> tuple[int, int] | None:
 def _random(view: View) -> tuple[int, int] | None:
     """Successive gradients have the cosines of independent random directions: their mean square is 1/n.
 
-    Those of a loss lie in few directions, whatever the batches, and their cosines are several times as large.
+    Those of a loss lie in few directions, whatever the batches, and their cosines are several times as large; not so
+    in deep networks as they were drawn, whose gradients are as good as white noise (Balduzzi et al. 2017).
     """
     record = view.record
     dense = ~view.tables & view.big & view.trained & (view.sizes >= RANDOM_SIZE)
@@ -169,6 +171,7 @@ def _random(view: View) -> tuple[int, int] | None:
     hit = _steps_still(view) & (np.abs(view.loss.smooth) > 0.05 * abs(view.loss.start))
     hit &= trailing_mean(view.noise_share, WINDOW) > RANDOM_SHARE
     hit &= (np.abs(trailing_mean(view.coherence, WINDOW)) < RANDOM_MEAN) & (np.arange(len(hit)) > WINDOW)
+    hit &= np.nancumsum(view.update_ratio) > RANDOM_PATH
     if not hit.any():
         return None
     whole = (record["grad_sq"] > 0) & np.isfinite(record["coherence"])
