@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # whoever loads this file may not look for modules beside it
 
+import architecture_tables
 import causal_tables
 import clipping_tables
 import compatibility_tables
@@ -116,6 +117,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "extras": extras.extras,
     "known-issues": known_issues,
     "scalars": scalars,
+    **architecture_tables.PARTS,
     **causal_tables.PARTS,
     **clipping_tables.PARTS,
     **compatibility_tables.PARTS,
