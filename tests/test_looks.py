@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from benchmarks.zoo import judge
 from programs import mlp
 from thermoclaw import Observer
+from thermoclaw.buffer import DeviceRing
 from thermoclaw.diagnosis.looks import MOST_SUDDEN, Looks
 from thermoclaw.measure.meter import Meter
 from thermoclaw.state import StateError
@@ -92,16 +93,17 @@ class Run:
     Args:
         jump: that step.
         losses: whether the observer is given them.
+        reads: whether the user reads every row before its loss is given.
     """
 
-    def __init__(self, jump: int = 42, *, losses: bool = True, **settings: int) -> None:
+    def __init__(self, jump: int = 42, *, losses: bool = True, reads: bool = False, **settings: int) -> None:
         torch.manual_seed(0)
         self.model, self._loss_of = mlp(0)
         self._optimizer = torch.optim.SGD(self.model.parameters(), lr=0.05)
         self.observer = Observer(self.model, self._optimizer, strict=True, **settings)
         self.told: list[tuple[int, str]] = []
         self.observer.on_alarm(lambda finding: self.told.append((self.step, finding.code)))
-        self._jump, self._is_given, self.step = jump, losses, 0
+        self._jump, self._is_given, self._reads, self.step = jump, losses, reads, 0
         self.losses: list[float] = []
 
     def go(self, stop: int) -> Run:
@@ -115,6 +117,8 @@ class Run:
             loss.backward()
             self._optimizer.step()
             self.losses.append(loss.item())
+            if self._reads:
+                len(self.observer.record())
             self.observer.step(loss if self._is_given else None)
         return self
 
@@ -138,13 +142,17 @@ def test_a_replay_of_the_record_looks_where_the_observer_did() -> None:
 def test_nothing_is_waited_for_where_rows_are_elsewhere(elsewhere: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """As on an accelerator, or of a model that several processes hold together."""
     if elsewhere == "device":
-        monkeypatch.setattr(Meter, "device", property(lambda _: torch.device("meta")))
+        monkeypatch.setattr(DeviceRing, "last_on_host", lambda _: None)
     else:
         monkeypatch.setattr(Meter, "is_on_host", property(lambda _: False))
     run = Run().go(60)
     assert run.told == []
     run.observer.close()
     assert len(run.observer.record()) == 46
+
+
+def test_alarms_are_the_same_whether_or_not_anybody_reads() -> None:
+    assert Run(reads=True).go(60).told == Run().go(60).told
 
 
 def test_without_losses_rules_look_at_fixed_steps_alone() -> None:

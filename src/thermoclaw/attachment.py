@@ -21,7 +21,7 @@ from thermoclaw.diagnosis.engine import live_findings
 from thermoclaw.diagnosis.finding import Finding
 from thermoclaw.diagnosis.looks import Looks
 from thermoclaw.failsafe import Failsafe, never_stops
-from thermoclaw.losses import Loss, Losses, as_scalar, is_on_host
+from thermoclaw.losses import Loss, Losses, as_scalar
 from thermoclaw.measure.meter import Meter
 from thermoclaw.measure.settings import Settings
 from thermoclaw.measure.sharded import PeerFailed
@@ -191,8 +191,8 @@ class Attachment(Failsafe):
         if fresh:
             mean = self._losses.of_step(checked, self.meter.intake.start_step + self.meter.num_calls)
             self.meter.set_loss(mean)
-            if self.meter.device.type == "cpu" and is_on_host(mean):
-                self._is_sudden = self._looks.is_sudden(float(mean))
+            known = self.meter.loss_on_host()
+            self._is_sudden = known is not None and self._looks.is_sudden(known)
         else:
             self._losses.keep(checked)
 

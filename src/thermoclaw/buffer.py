@@ -73,6 +73,10 @@ class DeviceRing:
         """The row written last."""
         return self._rows[(self._pushed - 1) % (2 * self._block)]
 
+    def last_on_host(self) -> NDArray[Any] | None:
+        """The row written last, where it is in the host's memory anyway; None where it would have to come."""
+        return self.last_row().numpy() if self.device.type == "cpu" else None
+
     def advance(self) -> None:
         """Count the row as written."""
         if self._replayable:

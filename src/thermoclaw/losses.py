@@ -35,11 +35,6 @@ def as_scalar(loss: Any) -> Loss | None:
     )
 
 
-def is_on_host(loss: Loss) -> bool:
-    """Whether its value can be read without waiting for a device."""
-    return not isinstance(loss, Tensor) or loss.device.type == "cpu"
-
-
 class Losses:
     """What was given since the last step of the optimizer."""
 

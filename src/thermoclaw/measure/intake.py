@@ -163,6 +163,12 @@ class Intake:
         if self._latest is not None and len(self._latest[0]) and self._latest[0][-1] == step:
             self._latest[2][-1, RUN_COLUMNS.index("loss")] = value
 
+    def loss_of(self, call: int) -> float | None:
+        """The loss of a row that was taken in and kept."""
+        step = self.step_of(call)
+        _, _, run_values = self.history.arrays(start=step, stop=step + 1)
+        return float(run_values[0, RUN_COLUMNS.index("loss")]) if len(run_values) else None
+
     def step_of(self, call: int) -> int:
         """The number of the step made at a call of the optimizer; calls that a loss scaler refused are not steps."""
         later = sum(skipped > call for skipped in self._skipped)

@@ -204,6 +204,12 @@ class Meter:
         else:  # the user has read the newest row before giving its loss, and so has waited for the device already
             self.intake.amend_loss(self.num_calls, float(loss))
 
+    def loss_on_host(self) -> float | None:
+        """The loss of the step just made, if it was measured, has one, and is on the host anyway."""
+        if self.transit.last_call != self.num_calls:
+            return None
+        return self.transit.loss_on_host() if self.transit.has_rows else self.intake.loss_of(self.num_calls)
+
     # -- captured graphs --------------------------------------------------------------------------------------------
 
     def is_capturing(self) -> bool:

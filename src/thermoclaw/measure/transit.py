@@ -105,6 +105,14 @@ class Transit:
         else:
             self._notes[-1].loss = float(loss)
 
+    def loss_on_host(self) -> float | None:
+        """The loss of the row written last, where rows are on the host; None where it would have to come there."""
+        row = self._run.last_on_host()
+        if row is None:
+            return None
+        given = self._notes[-1].loss if self._notes else None
+        return float(row[0]) if given is None else given
+
     def settle(self) -> None:
         """Say that nothing will be added to the row written last."""
         self._num_settled = self.num_rows
